@@ -1,0 +1,1 @@
+"""MedM-VL: build, train, evaluate and deploy small medical vision-language models."""

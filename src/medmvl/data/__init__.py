@@ -1,0 +1,1 @@
+"""Rows become Samples. This room knows files and records, and no model."""
