@@ -1,0 +1,261 @@
+"""A file of records as a data set: indexed, lazy, flat in memory, with media paths checked and absolute.
+
+JSON and JSON Lines files are read in place: an index holds where each record begins and ends, and one record is
+decoded when it is asked for. No second copy of the (possibly sensitive) text is made. A Parquet file is opened as a
+memory-mapped Arrow table by the `datasets` library. Indices of big files are kept under `cache_folder()`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from medmvl.data.formats import decode_line, drop_nulls, file_format, parse_record
+from medmvl.data.sample import Sample
+from medmvl.errors import DataError
+from medmvl.files import PathLike, atomic, existing_file, resolve_under
+
+#: Files below this size are indexed anew each time, which takes less than a second.
+CACHED_FROM_BYTES = 32 * 2**20
+_WHITE = re.compile(r"[ \t\r\n]*")
+
+
+def cache_folder() -> Path:
+    """Return the folder for indices: `$MEDMVL_CACHE`, or `medmvl` under the user's cache folder."""
+    named = os.environ.get("MEDMVL_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME")
+    return Path(named) if named else Path(base if base else Path.home() / ".cache") / "medmvl"
+
+
+class SampleDataset:
+    """The records of a file, as Samples with absolute media paths.
+
+    Args:
+        path: a JSON array, JSON Lines or Parquet file of records.
+        image_root: folder below which all `image` paths lie; the file's own folder by default.
+        volume_root: the same for `image3d`.
+
+    Raises:
+        DataError: here if the file is missing or of another format; on access, naming file, line and id, if the
+            record is not as the format says, or a medium is missing or leaves its root.
+    """
+
+    def __init__(self, path: PathLike, image_root: PathLike | None = None, volume_root: PathLike | None = None) -> None:
+        self.path = existing_file(path, "data file").resolve()
+        self.image_root = Path(image_root if image_root is not None else self.path.parent)
+        self.volume_root = Path(volume_root if volume_root is not None else self.path.parent)
+        kind = file_format(self.path)
+        self._rows: _Rows = _ParquetRows(self.path) if kind == "parquet" else _JsonRows(self.path, kind)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def record(self, index: int) -> dict[str, Any]:
+        """Return record `index` as it stands in the file."""
+        return self._rows[self._position(index)]
+
+    def where(self, index: int) -> str:
+        """Return file and place of record `index`, for messages."""
+        return self._rows.where(self._position(index))
+
+    def sample(self, index: int) -> Sample:
+        """Return record `index` as a Sample with its paths as written, without looking at the media."""
+        return parse_record(self.record(index), self.where(index))
+
+    def __getitem__(self, index: int) -> Sample:
+        return resolve_media(self.sample(index), self.image_root, self.volume_root, self.where(index))
+
+    def __iter__(self) -> Iterator[Sample]:
+        return (self[index] for index in range(len(self)))
+
+    def __repr__(self) -> str:
+        return f"SampleDataset({self.path.name!r}, {len(self)} records)"
+
+    def _position(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        return index % len(self)
+
+
+def resolve_media(sample: Sample, image_root: PathLike, volume_root: PathLike, where: str) -> Sample:
+    """Return `sample` with absolute paths of its media.
+
+    Raises:
+        DataError: naming `where` and the id, if a path is missing or leaves its root.
+    """
+    if not sample.images and not sample.volumes:
+        return sample
+    try:
+        images = tuple(str(resolve_under(image_root, path, "image")) for path in sample.images)
+        volumes = tuple(str(resolve_under(volume_root, path, "volume")) for path in sample.volumes)
+    except DataError as error:
+        raise DataError(f"{where}, record {sample.id!r}: {error}") from error
+    return Sample(sample.id, sample.messages, images, volumes, sample.answer, sample.extra)
+
+
+class _Rows(Protocol):
+    """Random access to the raw records of a file."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Any: ...
+    def where(self, index: int) -> str: ...
+
+
+class _JsonRows:
+    """Records of a JSON or JSON Lines file, read in place through (n, 3) int64: begin and end in bytes, number."""
+
+    def __init__(self, path: Path, kind: str) -> None:
+        self.path = path
+        self._unit = "line" if kind == "jsonl" else "item"
+        self._spans = _cached_spans(path, kind)
+        self._handle: int | None = None
+
+    def __len__(self) -> int:
+        return len(self._spans)
+
+    def __getitem__(self, index: int) -> Any:
+        if self._handle is None:
+            self._handle = os.open(self.path, os.O_RDONLY)
+        begin, end, _ = (int(value) for value in self._spans[index])
+        # pread has no file position, so threads and forked loader workers may share the handle.
+        return decode_line(os.pread(self._handle, end - begin, begin), self.where(index))
+
+    def where(self, index: int) -> str:
+        return f"{self.path.name}, {self._unit} {int(self._spans[index, 2])}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_handle": None}
+
+    def __del__(self) -> None:
+        if getattr(self, "_handle", None) is not None:
+            os.close(self._handle)  # type: ignore[arg-type]
+            self._handle = None
+
+
+class _ParquetRows:
+    """Records of a Parquet file as a memory-mapped Arrow table."""
+
+    def __init__(self, path: Path) -> None:
+        import datasets
+        import pyarrow as pa
+
+        self._name = path.name
+        datasets.disable_progress_bars()
+        try:
+            # The builder names its cache after path, size and time of the file, so a changed file is read anew.
+            self._table = datasets.Dataset.from_parquet(str(path), cache_dir=str(cache_folder() / "arrow"))
+        except (pa.ArrowException, datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
+            raise DataError(f"{path} is not a readable Parquet file: {error.__cause__ or error}.") from error
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Any:
+        return drop_nulls(self._table[index])
+
+    def where(self, index: int) -> str:
+        return f"{self._name}, row {index + 1}"
+
+
+def _cached_spans(path: Path, kind: str) -> np.ndarray:
+    """Return the (n, 3) int64 spans of the records, from the cache where the file is big and unchanged."""
+    if path.stat().st_size < CACHED_FROM_BYTES:
+        return _spans(path, kind)
+    cached = cache_folder() / "index" / f"{_fingerprint(path)}.npy"
+    if not cached.is_file():
+        spans = _spans(path, kind)
+        try:
+            with atomic(cached) as temporary:
+                np.save(temporary, spans, allow_pickle=False)
+        except OSError:  # a read-only or full cache costs a second at the next start, nothing else
+            return spans
+    return np.load(cached, mmap_mode="r", allow_pickle=False)
+
+
+def _fingerprint(path: Path) -> str:
+    """Return a digest of the file's place, size, time, and its first and last 64 kB."""
+    state = path.stat()
+    digest = hashlib.sha256(f"spans-1|{path}|{state.st_size}|{state.st_mtime_ns}".encode())
+    with path.open("rb") as handle:
+        digest.update(handle.read(65536))
+        handle.seek(max(0, state.st_size - 65536))
+        digest.update(handle.read(65536))
+    return digest.hexdigest()[:32]
+
+
+def _spans(path: Path, kind: str) -> np.ndarray:
+    return _line_spans(path) if kind == "jsonl" else _item_spans(path)
+
+
+def _line_spans(path: Path) -> np.ndarray:
+    """Return (begin, end, line number) of the non-blank lines, reading the file in blocks of 16 MB."""
+    ends: list[np.ndarray] = []
+    offset, last = 0, b"\n"
+    with path.open("rb") as handle:
+        while block := handle.read(2**24):
+            ends.append(np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + offset)
+            offset, last = offset + len(block), block[-1:]
+    end = np.concatenate(ends) if ends else np.empty(0, np.int64)
+    if last != b"\n":
+        end = np.append(end, offset)
+    begin = np.append(0, end[:-1] + 1)[: len(end)]
+    spans = np.stack([begin, end, np.arange(1, len(end) + 1)], axis=1).astype(np.int64)
+    return spans[_not_blank(path, spans)]
+
+
+def _not_blank(path: Path, spans: np.ndarray) -> np.ndarray:
+    """Return a mask of the spans that hold more than white space; only short ones are looked at."""
+    keep = np.ones(len(spans), bool)
+    with path.open("rb") as handle:
+        for index in np.flatnonzero(spans[:, 1] - spans[:, 0] < 16):
+            begin, end, _ = (int(value) for value in spans[index])
+            handle.seek(begin)
+            keep[index] = bool(handle.read(end - begin).strip())
+    return keep
+
+
+def _item_spans(path: Path) -> np.ndarray:
+    """Return (begin, end, number) of the items of a JSON array; its text is in memory once, its items are not kept."""
+    try:
+        text = path.read_bytes().decode("utf-8")
+        spans = _character_spans(text)
+    except (ValueError, IndexError) as error:
+        reason = "it ends in the middle" if isinstance(error, IndexError) else str(error)
+        raise DataError(f"{path} is not a valid UTF-8 JSON array: {reason}.") from error
+    flat = np.array(spans, np.int64).reshape(-1)
+    if not text.isascii():
+        # Characters to bytes: the lengths of the encoded pieces between neighbouring positions, summed up.
+        pieces = zip(np.append(0, flat[:-1]), flat, strict=True)
+        flat = np.cumsum([len(text[begin:end].encode()) for begin, end in pieces], dtype=np.int64)
+    return np.column_stack([flat.reshape(-1, 2), np.arange(1, len(spans) + 1)])
+
+
+def _character_spans(text: str) -> list[tuple[int, int]]:
+    """Return where each item of a JSON array begins and ends; raises ValueError or IndexError if it is not one."""
+    decoder, spans = json.JSONDecoder(), []
+    position = _after_white(text, text.index("[") + 1)
+    while text[position] != "]":
+        _, end = decoder.raw_decode(text, position)
+        spans.append((position, end))
+        position = _after_white(text, end)
+        if text[position] == ",":
+            position = _after_white(text, position + 1)
+            if text[position] == "]":
+                raise ValueError(f"there is a comma but no item after item {len(spans)}")
+        elif text[position] != "]":
+            raise ValueError(f"a comma or the closing bracket is missing after item {len(spans)}")
+    if _after_white(text, position + 1) != len(text):
+        raise ValueError("there is more text after the closing bracket")
+    return spans
+
+
+def _after_white(text: str, position: int) -> int:
+    match = _WHITE.match(text, position)
+    return match.end() if match else position

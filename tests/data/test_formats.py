@@ -1,0 +1,125 @@
+"""Records become Samples, or a DataError that says where and what."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from medmvl.data.formats import parse_record, read_records, read_samples, to_record, write_records
+from medmvl.errors import DataError
+
+
+def turns(*texts):
+    return [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
+
+
+RECORD = {
+    "id": "a",
+    "conversations": turns("<image>\nWhat is it? <volume>", "A lung."),
+    "image": "x.png",
+    "volume": ["v.nii.gz"],
+    "answer": "lung",
+    "question_type": "closed",
+}
+
+
+def test_a_record_becomes_a_sample_and_goes_back():
+    sample = parse_record(RECORD, "f, line 1")
+    assert [(m.role, m.text) for m in sample.messages] == [
+        ("user", "<image>\nWhat is it? <image3d>"),
+        ("assistant", "A lung."),
+    ]
+    assert (sample.images, sample.volumes, sample.answer) == (("x.png",), ("v.nii.gz",), "lung")
+    assert sample.extra == {"question_type": "closed"}
+    assert parse_record(to_record(sample), "again") == sample
+
+
+def test_chat_style_messages_mean_the_same_as_conversations():
+    record = {
+        "id": 7,
+        "messages": [
+            {"role": "system", "content": "Be brief."},
+            {
+                "role": "user",
+                "content": [{"type": "image", "path": "x.png"}, {"type": "text", "text": "What?"}],
+            },
+            {"role": "assistant", "content": "A lung."},
+        ],
+    }
+    sample = parse_record(record, "f")
+    assert sample.id == "7"
+    assert sample.images == ("x.png",)
+    assert [m.text for m in sample.messages] == ["Be brief.", "<image>\nWhat?", "A lung."]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"id": None}, "has no 'id'"),
+        ({"image": ["x.png", "y.png"]}, "1 <image> placeholder(s), and 'image' lists 2"),
+        ({"volume": None}, "1 <image3d> placeholder(s), and 'image3d' lists 0"),
+        ({"conversations": turns("<image> <image3d> What?", "  ")}, "empty answer"),
+        ({"conversations": []}, "at least one turn"),
+        ({"conversations": None, "conversation": turns("a")}, "Did you mean 'conversations'?"),
+        ({"conversations": turns("a", "b")[::-1]}, "assistant → user"),
+        ({"conversations": [{"from": "doctor", "value": "x"}]}, "'doctor'"),
+        ({"conversations": turns("hello", "see <image>")}, "placeholders belong into questions"),
+        ({"image3d": ["v"]}, "both 'image3d' and 'volume'"),
+        ({"image": 3}, "'image' must be a path"),
+        ({"answer": 5}, "'answer' must be a string"),
+        ({"answer": " "}, "'answer' is empty"),
+        ({"messages": [{"role": "user", "content": "x"}]}, "both 'conversations' and 'messages'"),
+    ],
+)
+def test_a_faulty_record_is_refused_with_place_and_reason(change, words):
+    with pytest.raises(DataError) as caught:
+        parse_record(RECORD | change, "train.jsonl, line 3")
+    assert words in str(caught.value)
+    assert "train.jsonl, line 3" in str(caught.value)
+
+
+def test_part_of_unknown_type_names_the_allowed_ones():
+    record = {"id": "a", "messages": [{"role": "user", "content": [{"type": "audio", "path": "x"}]}]}
+    with pytest.raises(DataError, match="Allowed part types: text, image, image3d, volume"):
+        parse_record(record, "f")
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl", ".parquet"])
+def test_files_of_all_three_formats_read_back_the_same(tmp_path, suffix):
+    records = [to_record(parse_record(RECORD | {"id": str(i)}, "f")) for i in range(5)]
+    records[2] = {"id": "text", "conversations": turns("hi", "hello"), "side": "left"}
+    write_records(tmp_path / f"r{suffix}", records)
+    assert list(read_records(tmp_path / f"r{suffix}")) == records
+    assert next(read_samples(tmp_path / f"r{suffix}")).id == "0"
+
+
+def test_parquet_refuses_a_field_of_two_types(tmp_path):
+    rows = [{"id": "a", "boxes": [1]}, {"id": "b", "boxes": "none"}]
+    with pytest.raises(DataError, match="different types"):
+        write_records(tmp_path / "r.parquet", rows)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"hello", "neither a JSON array"),
+        (b'{"id": "a"}\n{"id": ', "line 2: not valid"),
+        (b'[{"id": "a"}', "not a valid UTF-8 JSON array"),
+        (b"PAR1 is not enough", "not a readable Parquet file"),
+        (b'{"id": "\xff"}', "line 1: not valid UTF-8"),
+    ],
+)
+def test_damaged_files_are_named(tmp_path, content, words):
+    file = tmp_path / "data.bin"
+    file.write_bytes(content)
+    with pytest.raises(DataError, match=words):
+        list(read_records(file))
+
+
+def test_format_is_seen_by_content_not_by_suffix(tmp_path):
+    file = tmp_path / "lines.json"
+    file.write_text("\n".join(json.dumps(RECORD | {"id": str(i)}) for i in range(3)))
+    assert [r["id"] for r in read_records(file)] == ["0", "1", "2"]
