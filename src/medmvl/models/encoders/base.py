@@ -1,0 +1,93 @@
+"""What an encoder must say of itself, and how a new one is added.
+
+An encoder has a *spec* (a small frozen config that knows its facts without building anything) and a *module*
+(pixels -> features). Specs are what configurations and recipes hold; the registry maps the name to the spec class.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from medmvl.errors import ModelError
+from medmvl.models.visual_tokens import Grid
+from medmvl.registry import Registry
+
+ENCODERS: Registry[type[EncoderSpec]] = Registry("encoder")
+
+
+class EncoderModule(nn.Module):
+    """Pixels to features: (N, C, H, W) or (N, C, D, H, W) -> (N, tokens, hidden_size)."""
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Encode a batch of inputs of one size."""
+        raise NotImplementedError
+
+
+class EncoderSpec(BaseModel):
+    """The facts of an encoder; subclasses add their settings as fields."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    #: "image" encoders take (N, C, H, W), "volume" encoders (N, C, D, H, W).
+    modality: ClassVar[Literal["image", "volume"]] = "image"
+
+    name: str
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a feature."""
+        raise NotImplementedError
+
+    @property
+    def channels(self) -> int:
+        """Number of input channels."""
+        return 3
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """The native input size, (H, W) or (D, H, W)."""
+        raise NotImplementedError
+
+    def grid(self, size: tuple[int, ...] | None = None) -> Grid:
+        """Return the token grid for an input of `size` (default: the native one)."""
+        raise NotImplementedError
+
+    def build(self) -> EncoderModule:
+        """Return the module with fresh weights."""
+        raise NotImplementedError
+
+    @classmethod
+    def spec_from_pretrained(cls, folder: str, **settings: Any) -> EncoderSpec:
+        """Return the spec that the config of a local folder or hub name describes; reads no weights."""
+        raise ModelError(f"The encoder {settings.get('name', cls.__name__)!r} cannot be started from {folder!r}.")
+
+    @classmethod
+    def from_pretrained(cls, folder: str, **settings: Any) -> tuple[EncoderSpec, EncoderModule]:
+        """Return spec and module with the weights of a local folder or hub name."""
+        raise ModelError(f"The encoder {settings.get('name', cls.__name__)!r} cannot be started from {folder!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready values."""
+        return self.model_dump(mode="json")
+
+
+def encoder_spec(settings: dict[str, Any]) -> EncoderSpec:
+    """Return the spec that `settings` (with its `name`) describe."""
+    return ENCODERS[settings["name"]].model_validate(settings)
+
+
+def divided(size: tuple[int, ...], patch: tuple[int, ...], who: str) -> tuple[int, ...]:
+    """Return `size // patch` per axis.
+
+    Raises:
+        ModelError: if a size is not a multiple of its patch.
+    """
+    if len(size) != len(patch) or any(s % p or s < p for s, p in zip(size, patch, strict=False)):
+        raise ModelError(
+            f"{who} takes inputs whose size is a multiple of its patch {patch}, got {tuple(size)}. "
+            f"Choose a size like {tuple(max(p, s // p * p) for s, p in zip(size, patch, strict=False))}."
+        )
+    return tuple(s // p for s, p in zip(size, patch, strict=True))

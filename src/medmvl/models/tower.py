@@ -1,0 +1,83 @@
+"""A tower is an encoder and its connector: pixels of one modality become embeddings of the LLM's width."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import BaseModel, ConfigDict, field_validator
+from torch import Tensor, nn
+
+from medmvl.models.connectors import Connector, ConnectorSpec
+from medmvl.models.encoders import EncoderModule, EncoderSpec, encoder_spec
+from medmvl.models.visual_tokens import Grid
+
+MODALITIES = ("image", "volume")
+
+
+class TowerSpec(BaseModel):
+    """The facts of a tower.
+
+    Attributes:
+        encoder: settings of the encoder, with its `name`.
+        connector: settings of the connector.
+        size: the input size (H, W) or (D, H, W) the tower is used at; default: the encoder's native one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encoder: dict[str, Any]
+    connector: ConnectorSpec = ConnectorSpec()
+    size: tuple[int, ...] | None = None
+
+    @field_validator("encoder")
+    @classmethod
+    def _known_encoder(cls, value: dict[str, Any]) -> dict[str, Any]:
+        return encoder_spec(value).to_dict()
+
+    @property
+    def encoder_spec(self) -> EncoderSpec:
+        """The spec of the encoder."""
+        return encoder_spec(self.encoder)
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """The size inputs have."""
+        return self.size or self.encoder_spec.input_size
+
+    def output_grid(self, size: tuple[int, ...] | None = None) -> Grid:
+        """Return the grid of embeddings for an input of `size`."""
+        return self.connector.output_grid(self.encoder_spec.grid(size or self.input_size))
+
+    def build(self, hidden_size: int) -> Tower:
+        """Return the module with fresh weights; `hidden_size` is the LLM's width."""
+        encoder = self.encoder_spec
+        connector = self.connector.build(encoder.hidden_size, hidden_size, encoder.grid(self.input_size))
+        return Tower(encoder.build(), connector)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as JSON-ready values."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+
+class Tower(nn.Module):
+    """(N, C, [D,] H, W) -> (N, tokens, LLM width)."""
+
+    def __init__(self, encoder: EncoderModule, connector: Connector) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.connector = connector
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """Run the encoder; without autograd if none of its weights trains."""
+        trains = any(parameter.requires_grad for parameter in self.encoder.parameters())
+        with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
+            dtype = next(self.encoder.parameters()).dtype
+            return self.encoder(pixels.to(dtype))
+
+    def forward(self, pixels: Tensor | None = None, features: Tensor | None = None) -> Tensor:
+        """Encode and connect; `features` (N, tokens, encoder width) replace the encoder's run."""
+        if features is None:
+            assert pixels is not None
+            features = self.encode(pixels)
+        return self.connector(features.to(next(self.connector.parameters()).dtype))
