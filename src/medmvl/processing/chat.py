@@ -1,0 +1,103 @@
+"""Conversations become token ids and labels: the only author of labels in the project.
+
+1. The template renders the messages to text and marks, by its generation blocks, the characters to learn.
+2. The text is cut at the placeholders; each piece of text is tokenised on its own, each placeholder becomes one
+   token per visual embedding.
+3. A token is supervised if it holds a marked character. Placeholders never are.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from medmvl.data.sample import Message
+from medmvl.errors import RecipeError
+
+#: Label of a position without loss (the convention of torch's cross-entropy and of transformers).
+IGNORE = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as text.
+
+    Attributes:
+        text: the prompt, placeholders not yet expanded.
+        spans: [start, end) character ranges to learn, in order.
+    """
+
+    text: str
+    spans: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Placeholder:
+    """What stands for one image or volume: a token id, repeated once per visual embedding."""
+
+    token_id: int
+    tokens: int
+
+
+def render(
+    messages: Sequence[Message], template: str, tokenizer: PreTrainedTokenizerBase, *, ask: bool = False
+) -> Rendered:
+    """Render messages with a Jinja template.
+
+    Args:
+        ask: end with the opening of an assistant turn, for generation.
+
+    Raises:
+        RecipeError: if the template cannot render these messages.
+    """
+    chat = [{"role": message.role, "content": message.text} for message in messages]
+    specials = {"bos_token": "", "eos_token": "", "pad_token": "", "unk_token": "", **tokenizer.special_tokens_map}
+    try:
+        texts, spans = render_jinja_template(
+            [chat], chat_template=template, return_assistant_tokens_mask=True, add_generation_prompt=ask, **specials
+        )
+    except Exception as error:  # a template is a user's program: whatever it raises is a mistake in it
+        raise RecipeError(f"The chat template cannot render this conversation: {error}") from error
+    return Rendered(texts[0], tuple((int(start), int(end)) for start, end in spans[0]))
+
+
+def tokenize(
+    rendered: Rendered, tokenizer: PreTrainedTokenizerBase, placeholders: Mapping[str, Placeholder]
+) -> tuple[list[int], list[int]]:
+    """Return token ids and labels, both of the length of the expanded prompt.
+
+    Args:
+        placeholders: placeholder text -> what it expands to.
+    """
+    ids: list[int] = []
+    labels: list[int] = []
+    pattern = "|".join(re.escape(name) for name in sorted(placeholders, key=len, reverse=True))
+    position = 0
+    for piece in re.split(f"({pattern})", rendered.text) if pattern else [rendered.text]:
+        if piece in placeholders:
+            placeholder = placeholders[piece]
+            ids += [placeholder.token_id] * placeholder.tokens
+            labels += [IGNORE] * placeholder.tokens
+        elif piece:
+            piece_ids, offsets = _encode(piece, tokenizer)
+            ids += piece_ids
+            labels += [
+                token if _overlaps(rendered.spans, position + start, position + end) else IGNORE
+                for token, (start, end) in zip(piece_ids, offsets, strict=True)
+            ]
+        position += len(piece)
+    return ids, labels
+
+
+def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[tuple[int, int]]]:
+    """Tokenise without special tokens being added; offsets are [start, end) characters of `text`."""
+    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    return list(encoding["input_ids"]), list(encoding["offset_mapping"])
+
+
+def _overlaps(spans: Sequence[tuple[int, int]], start: int, end: int) -> bool:
+    return any(start < span_end and span_start < end for span_start, span_end in spans)

@@ -1,0 +1,62 @@
+"""2D images to tensors, through the image processor that the encoder was trained with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+from PIL.Image import Image as PILImage
+from torch import Tensor
+
+from medmvl.errors import CheckpointError
+from medmvl.imaging import Image, read_image
+
+#: An image as users hand it over: a path, an image of ours, or a PIL image.
+ImageLike = str | Image | PILImage
+
+
+class ImageProcessor:
+    """Runs a transformers image processor, always in its PIL implementation.
+
+    With torchvision installed transformers would choose another implementation, whose numbers differ slightly.
+
+    Args:
+        settings: the dictionary of the image processor, with `image_processor_type`.
+    """
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.settings = settings
+        values = dict(settings)
+        name = str(values.pop("image_processor_type", ""))
+        self._processor = _pil_class(name)(**values)
+
+    @classmethod
+    def for_size(cls, height: int, width: int) -> ImageProcessor:
+        """Return a processor for an encoder with fresh weights: bicubic resize, values to [-1, 1]."""
+        processor = transformers.SiglipImageProcessorPil(size={"height": height, "width": width})
+        return cls({**processor.to_dict(), "image_processor_type": "SiglipImageProcessor"})
+
+    @classmethod
+    def from_pretrained(cls, folder: str) -> ImageProcessor:
+        """Return the processor saved in an encoder's folder."""
+        settings, _ = transformers.BaseImageProcessor.get_image_processor_dict(folder)
+        return cls(settings)
+
+    def __call__(self, image: ImageLike) -> Tensor:
+        """Return (3, H, W) float32."""
+        picture = read_image(image) if isinstance(image, str) else image
+        if isinstance(picture, Image):
+            picture = picture.to_pil()
+        return self._processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+
+
+def _pil_class(name: str) -> Any:
+    """Return the PIL class of an image processor named as in a checkpoint (old, fast or PIL spelling)."""
+    base = name.removesuffix("Fast").removesuffix("Pil")
+    for candidate in (f"{base}Pil", base):
+        found = getattr(transformers, candidate, None) if base.endswith("ImageProcessor") else None
+        if found is not None:
+            return found
+    raise CheckpointError(
+        f"Unknown image processor {name!r}; it must be one of transformers, such as SiglipImageProcessor."
+    )

@@ -1,0 +1,42 @@
+"""Chat templates: Jinja files with `{% generation %}` around what the model must learn to say.
+
+A template sees `messages` (role, content), `add_generation_prompt` and the tokenizer's special tokens. What stands
+inside a generation block is supervised; nothing else ever is.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+
+from transformers import PreTrainedTokenizerBase
+
+from medmvl.errors import RecipeError, did_you_mean
+
+#: Which template speaks an LLM's own chat format, told by a special token that only this format has.
+_NATIVE = (("<|im_start|>", "chatml"), ("<|eot_id|>", "llama3-chat"))
+
+#: For base models without a chat format: USER/ASSISTANT lines, closed by the tokenizer's eos token.
+DEFAULT_TEMPLATE = "plain"
+
+
+def template_names() -> list[str]:
+    """Return the names of all templates that come with the package."""
+    files = resources.files(__name__).iterdir()
+    return sorted(file.name.removesuffix(".jinja") for file in files if file.name.endswith(".jinja"))
+
+
+def load_template(name: str) -> str:
+    """Return the Jinja source of a template.
+
+    Raises:
+        RecipeError: if there is none of that name.
+    """
+    if name not in template_names():
+        raise RecipeError(f"Unknown template {name!r}. {did_you_mean(name, template_names())}")
+    return resources.files(__name__).joinpath(f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def native_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the name of the template that speaks the tokenizer's own chat format, or of the default one."""
+    vocabulary = tokenizer.get_vocab()
+    return next((name for token, name in _NATIVE if token in vocabulary), DEFAULT_TEMPLATE)

@@ -1,0 +1,69 @@
+"""Volumes to tensors: the geometry prepares, the encoder's normalisation follows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from medmvl.imaging import Geometry, Volume, read_volume
+
+#: A volume as users hand it over: a path, a volume of ours, an array in Hounsfield units, or a prepared tensor.
+VolumeLike = str | Volume | np.ndarray | Tensor
+
+
+class Normalisation(BaseModel):
+    """x -> (x * scale - mean) / std, per voxel.
+
+    The geometries of the MedM-VL reference give grey levels 0..255; its SigLIP path then maps them to [-1, 1].
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scale: float = 1.0
+    mean: float = 0.0
+    std: float = 1.0
+
+    def __call__(self, values: Tensor) -> Tensor:
+        """Apply to a float tensor of any shape."""
+        return (values * self.scale - self.mean) / self.std
+
+
+#: Grey levels 0..255 to [-1, 1], as SigLIP wants them.
+GREY_TO_UNIT = Normalisation(scale=1 / 255, mean=0.5, std=0.5)
+
+
+class VolumeProcessor:
+    """Geometry, then normalisation.
+
+    Args:
+        geometry: how a volume is prepared; see `medmvl.imaging.geometry`.
+        normalisation: the encoder's own.
+    """
+
+    def __init__(self, geometry: Geometry, normalisation: Normalisation = GREY_TO_UNIT) -> None:
+        self.geometry = geometry
+        self.normalisation = normalisation
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> VolumeProcessor:
+        """Return the processor that `to_dict` described."""
+        normalisation = Normalisation.model_validate(settings.get("normalisation", {}))
+        return cls(Geometry.from_dict(settings["geometry"]), normalisation)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON-ready settings."""
+        return {"geometry": self.geometry.to_dict(), "normalisation": self.normalisation.model_dump()}
+
+    def __call__(self, volume: VolumeLike) -> Tensor:
+        """Return (C, D, H, W) float32; a tensor counts as already prepared by this geometry."""
+        if isinstance(volume, Tensor):
+            prepared = volume
+        else:
+            if isinstance(volume, np.ndarray):
+                volume = Volume.from_array(volume, units="HU")
+            prepared = self.geometry(read_volume(volume) if isinstance(volume, str) else volume)
+        return self.normalisation(prepared.to(torch.float32))
