@@ -1,0 +1,1 @@
+"""Recipes become trained models: stages as data, run by a thin `transformers.Trainer`."""

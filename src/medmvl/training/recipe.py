@@ -1,0 +1,355 @@
+"""A recipe: a model, data, and stages, as data. YAML is only its spelling.
+
+Every key is checked: an unknown one is an error that names the closest known one and where it stands. The text under
+each field is its documentation; `docs/recipe-reference.md` is made from it.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+#: The parts of a model that a stage can train.
+PART_NAMES = ("llm", "image_encoder", "image_connector", "volume_encoder", "volume_connector")
+PartName = Literal["llm", "image_encoder", "image_connector", "volume_encoder", "volume_connector"]
+
+#: Names in a run folder that a stage may not take.
+RESERVED_STAGE_NAMES = ("model", "init", "phantoms")
+
+Positive = Annotated[float, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+FolderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+
+
+class Section(BaseModel):
+    """A part of a recipe; unknown keys are refused, values are not converted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True, use_attribute_docstrings=True)
+
+
+class TokenizerSection(Section):
+    """A tokenizer trained on the recipe's own texts, for models that start from nothing."""
+
+    vocab_size: Annotated[int, Field(ge=300)] = 2048
+    """Size of the byte-level BPE vocabulary, special tokens included; at least 300 (256 bytes and the specials)."""
+
+
+class LLMSection(Section):
+    """The language model."""
+
+    init_from: str | None = None
+    """Folder or hub name of a causal LM with its tokenizer; weights are loaded. Give this or `config`."""
+    config: dict[str, Any] | None = None
+    """Settings of a causal LM that starts with random weights, with `model_type`; `vocab_size` follows the tokenizer."""
+    tokenizer: TokenizerSection | str | None = None
+    """Folder or hub name of a tokenizer, or settings to train one; default: the one in `init_from`, or a trained one."""
+    max_length: Count = 2048
+    """Most tokens of a sample, visual ones included; a longer one loses early turns, or is refused."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> LLMSection:
+        if (self.init_from is None) == (self.config is None):
+            raise ValueError("give either `init_from` (a folder or hub name) or `config` (random weights), not both")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("`config` needs `model_type`, such as qwen2, llama or phi3")
+        return self
+
+
+class TowerSection(Section):
+    """An encoder and its connector, for images or for volumes."""
+
+    encoder: dict[str, Any]
+    """Settings of the encoder with its `name` (`medmvl list encoders`); `init_from` starts from a folder or hub name."""
+    connector: str | dict[str, Any] = "mlp2x_gelu"
+    """A projector's name, or {pooling: ..., projector: ...} (`medmvl list connectors`)."""
+    size: tuple[int, ...] | None = None
+    """Input size, (H, W) or (D, H, W); default: the size the encoder was made for."""
+    geometry: str | dict[str, Any] | None = None
+    """Volumes only: how a scan becomes the encoder's input (`medmvl list geometries`), as a name or {name, ...}."""
+
+    @model_validator(mode="after")
+    def _named_encoder(self) -> TowerSection:
+        if "name" not in self.encoder:
+            raise ValueError("`encoder` needs its `name`, such as siglip, clip, slicewise or vit3d")
+        return self
+
+
+class ModelSection(Section):
+    """The model: a ready checkpoint, or parts."""
+
+    from_: str | None = Field(default=None, alias="from")
+    """Folder of a ready checkpoint; give this or `llm` with towers."""
+    llm: LLMSection | None = None
+    """The language model."""
+    image: TowerSection | None = None
+    """The tower for 2D images."""
+    volume: TowerSection | None = None
+    """The tower for 3D volumes."""
+    template: str | None = None
+    """Chat template (`medmvl list templates`); default: the one of the LLM's family."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ModelSection:
+        if (self.from_ is None) == (self.llm is None):
+            raise ValueError("give either `from` (a checkpoint folder) or `llm` (and towers), not both")
+        if self.from_ is not None and (self.image or self.volume):
+            raise ValueError("a model `from` a checkpoint brings its towers; remove `image` and `volume`")
+        return self
+
+    def part_names(self) -> list[str]:
+        """Return the parts that this section builds; empty if they are known only once the checkpoint is read."""
+        if self.llm is None:
+            return []
+        towers = [name for name in ("image", "volume") if getattr(self, name) is not None]
+        return ["llm", *(f"{tower}_{part}" for tower in towers for part in ("encoder", "connector"))]
+
+
+class DataSection(Section):
+    """A file of records."""
+
+    path: str
+    """JSON array, JSON Lines or Parquet file of records, below `data_root`."""
+    image_root: str | None = None
+    """Folder of the images, below `data_root`; default: the file's own folder."""
+    volume_root: str | None = None
+    """Folder of the volumes, below `data_root`; default: the file's own folder."""
+    weight: Positive = 1.0
+    """How often a record is seen per epoch; 2 is twice, 0.5 every second record (others each epoch)."""
+
+
+class LoRASection(Section):
+    """Low-rank adapters (arXiv 2106.09685) of a part; merged into the weights when the stage is finished."""
+
+    r: Count = 16
+    """Rank."""
+    alpha: Positive = 32
+    """Scale; the update is multiplied by alpha / r."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout before the adapter."""
+    targets: list[str] | None = None
+    """Names of the linear layers to adapt; default: all of the part but an LLM's head."""
+    dora: bool = False
+    """Weight-decomposed adapters (DoRA, arXiv 2402.09353)."""
+    rslora: bool = False
+    """Scale by alpha / sqrt(r) (arXiv 2312.03732)."""
+
+
+class PartSection(Section):
+    """How one part of the model takes part in a stage."""
+
+    mode: Literal["frozen", "full", "lora"] = "full"
+    """frozen: as it is; full: all weights train; lora: adapters train, the weights stay."""
+    lr: Positive | None = None
+    """Learning rate of this part; default: the stage's."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Weight decay of this part; default: the stage's."""
+    only: list[str] = []
+    """Regular expressions; with mode full only parameters whose name one of them finds are trained (layer-wise freezing)."""
+    lora: LoRASection = LoRASection()
+    """Settings of the adapters."""
+
+
+def _spelt_out(value: Any) -> Any:
+    """`llm: full` is short for `llm: {mode: full}`."""
+    return {"mode": value} if isinstance(value, str) else value
+
+
+PartSetting = Annotated[PartSection, BeforeValidator(_spelt_out)]
+
+
+class EvaluateSection(Section):
+    """Looking at held-out data while a stage runs."""
+
+    data: list[str]
+    """Names of data sets that are not trained on."""
+    every: Count = 200
+    """Optimiser steps between two looks."""
+    samples: Count = 64
+    """Records used, the first ones of each data set."""
+    generate: Annotated[int, Field(ge=0)] = 4
+    """For so many records an answer is generated and logged (`samples.jsonl`)."""
+    max_new_tokens: Count = 64
+    """Longest generated answer."""
+    patience: Count | None = None
+    """Stop when the loss has not improved for so many looks; the best weights are what the stage ends with."""
+
+
+class StageSection(Section):
+    """One stage: what trains, on what, for how long."""
+
+    name: FolderName
+    """Name of the stage and of its folder."""
+    from_: str | None = Field(default=None, alias="from")
+    """An earlier stage, or a checkpoint folder; default: the stage before, or the model for the first one."""
+    train: dict[PartName, PartSetting]
+    """Part -> how it trains (`full`, `lora` or settings); a part that is not named is frozen."""
+    data: dict[str, Positive] | list[str] | None = None
+    """Names of the data sets, or name -> weight; default: all of the recipe with their weights."""
+    temperature: Positive | None = None
+    """Draw data sets in proportion to size ** (1 / temperature) instead of by weight; 1 is plain, more is more even."""
+    group_modalities: bool = False
+    """Fill each micro-batch with records that have the same kinds of media."""
+    template: str | None = None
+    """Chat template of this stage; default: the model's."""
+    epochs: Positive | None = None
+    """Passes over the mixture; give this or `max_steps`; default: 1."""
+    max_steps: Count | None = None
+    """Optimiser steps."""
+    batch_size: Count = 16
+    """Samples per optimiser step, over all devices."""
+    micro_batch_size: Count | None = None
+    """Most samples a device takes at once; the rest is accumulated. Default: all at once."""
+    lr: Positive | None = None
+    """Peak learning rate of parts that do not give their own."""
+    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    """Course of the learning rate after the warm-up."""
+    warmup: Annotated[float, Field(ge=0)] = 0.03
+    """Warm-up: below 1 a fraction of the steps, else a number of steps."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """Decoupled weight decay (AdamW); never applied to biases and norms."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """adamw_8bit needs bitsandbytes and a CUDA device."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """Adam's decay rates."""
+    max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Gradients are clipped to this norm; 0 does not clip."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Autocast; trained weights keep an fp32 master copy, frozen parts are held in bf16 with bf16."""
+    packing: bool = True
+    """Lay the samples of a micro-batch end to end instead of padding them; exact, samples do not see each other."""
+    supervised_logits: bool = True
+    """Run the LLM's head only where there is a label; exact."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    compile: bool = False
+    """`torch.compile` the model; pays on CUDA with shapes that repeat."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Keep an exponential moving average of the trained weights with this decay; the stage ends with the average."""
+    evaluate: EvaluateSection | None = None
+    """Look at held-out data while training."""
+    save_every: Count = 500
+    """Optimiser steps between two checkpoints."""
+    keep: Count = 2
+    """Newest checkpoints kept; the best one is kept besides."""
+    stop_after_nans: Count = 5
+    """A step with a NaN or infinite gradient is skipped; after so many in a row the run stops."""
+    save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """Number format of the finished checkpoint."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StageSection:
+        if self.name in RESERVED_STAGE_NAMES:
+            raise ValueError(f"a stage cannot be called {self.name!r}; the run folder uses that name")
+        if self.epochs is not None and self.max_steps is not None:
+            raise ValueError("give either `epochs` or `max_steps`, not both")
+        trained = {name: part for name, part in self.train.items() if part.mode != "frozen"}
+        if not trained:
+            raise ValueError("`train` names no part that trains; give at least one part the mode full or lora")
+        without = [name for name, part in trained.items() if part.lr is None and self.lr is None]
+        if without:
+            raise ValueError(f"no learning rate for {', '.join(without)}; set the stage's `lr` or the part's")
+        return self
+
+
+class RunSection(Section):
+    """How the run uses the machine; changing these does not change the result."""
+
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Data loader processes per device; 0 loads in the training process."""
+    prefetch: Count = 4
+    """Micro-batches each worker prepares ahead."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """auto takes the accelerator if there is one."""
+    strategy: Literal["ddp", "fsdp", "deepspeed-2", "deepspeed-3"] = "ddp"
+    """What several processes (torchrun) share: gradients only (ddp), or also weights and optimiser."""
+    tensorboard: bool = False
+    """Also write TensorBoard files to `<stage>/tensorboard` (needs the extra `tensorboard`)."""
+    progress: bool = True
+    """Show a progress bar."""
+
+
+class PhantomSection(Section):
+    """Synthetic patients that are drawn on first use, so that a recipe runs with no data at all."""
+
+    patients: Count = 24
+    """Number of synthetic patients."""
+    seed: int = 0
+    """Seed of the drawing."""
+    size: tuple[int, int, int] = (24, 64, 64)
+    """Voxels (D, H, W) of a scan."""
+
+
+class Recipe(Section):
+    """A model, data, and stages."""
+
+    name: FolderName
+    """Name of the recipe; the run goes to `runs/<name>` unless --out says otherwise."""
+    description: str = ""
+    """What it is for, in a sentence."""
+    seed: int = 42
+    """Seed of fresh weights, order of the data, and dropout."""
+    plugins: list[str] = []
+    """Python modules to import first; they register own encoders, connectors, templates."""
+    data_root: str = "."
+    """Folder that data paths are relative to; itself relative to the current folder."""
+    phantoms: PhantomSection | None = None
+    """Draw phantoms on first use."""
+    model: ModelSection
+    """What is trained."""
+    data: Annotated[dict[FolderName, DataSection], Field(min_length=1)]
+    """Name -> data set."""
+    stages: Annotated[list[StageSection], Field(min_length=1)]
+    """The stages, in order."""
+    run: RunSection = RunSection()
+    """How the machine is used."""
+
+    @model_validator(mode="after")
+    def _names_fit(self) -> Recipe:
+        earlier: list[str] = []
+        for index, stage in enumerate(self.stages):
+            at = f"stages[{index}] ({stage.name})"
+            if stage.name in earlier:
+                raise ValueError(f"{at}: two stages have this name")
+            self._check_data(at, stage)
+            known = self.model.part_names()
+            strange = [part for part in stage.train if known and part not in known]
+            if strange:
+                raise ValueError(f"{at}: the model has no part {strange[0]!r}; it has {', '.join(known)}")
+            source = stage.from_
+            later = [other.name for other in self.stages[index:]]
+            if source is not None and source in later:
+                raise ValueError(f"{at}: `from` names {source!r}, which does not come before it")
+            earlier.append(stage.name)
+        return self
+
+    def _check_data(self, at: str, stage: StageSection) -> None:
+        names = [*(stage.data or []), *(stage.evaluate.data if stage.evaluate else [])]
+        for name in names:
+            if name not in self.data:
+                raise ValueError(f"{at}: there is no data set {name!r} in `data`; there is {', '.join(self.data)}")
+        both = set(stage.data or []) & set(stage.evaluate.data if stage.evaluate else [])
+        if both:
+            raise ValueError(f"{at}: {sorted(both)[0]!r} is both trained on and evaluated on")
+
+    def stage(self, name: str) -> StageSection:
+        """Return the stage called `name`."""
+        return next(stage for stage in self.stages if stage.name == name)
+
+    def mixture(self, stage: StageSection) -> dict[str, float]:
+        """Return name -> weight of the data sets that `stage` trains on."""
+        if isinstance(stage.data, dict):
+            return dict(stage.data)
+        held_out = set(stage.evaluate.data) if stage.evaluate else set()
+        names = stage.data if stage.data is not None else [name for name in self.data if name not in held_out]
+        return {name: self.data[name].weight for name in names}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that `Recipe.model_validate` takes back; settings left at their default are left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+
+    def path(self, relative: str) -> PurePath:
+        """Return a data path below `data_root`."""
+        return PurePath(self.data_root) / relative
