@@ -1,0 +1,9 @@
+"""Evaluation: predictions in, numbers with intervals out, beside controls that tell what the image was worth."""
+
+from __future__ import annotations
+
+from medmvl.evaluation.metrics import METRICS
+from medmvl.evaluation.run import evaluate_predictions, merge_results
+from medmvl.evaluation.tasks import BENCHMARKS, Benchmark
+
+__all__ = ["BENCHMARKS", "METRICS", "Benchmark", "evaluate_predictions", "merge_results"]

@@ -1,0 +1,43 @@
+"""The scorers, by the name of their definition. A benchmark picks from here and gives each a short key."""
+
+from __future__ import annotations
+
+from medmvl.errors import EvaluationError
+from medmvl.evaluation.metrics import bleu, boxes, choice, rouge, vqa
+from medmvl.evaluation.metrics.base import Metric
+from medmvl.evaluation.metrics.labels import label_f1
+from medmvl.registry import Registry
+
+__all__ = ["METRICS", "Metric", "label_f1"]
+
+METRICS: Registry[Metric] = Registry("metric", EvaluationError)
+
+for _metric in (
+    bleu.BLEU1_NLTK_MEAN,
+    bleu.BLEU1_HF_MEAN,
+    bleu.BLEU1_COCO_PTB,
+    bleu.BLEU4_COCO_PTB,
+    bleu.BLEU1_COCO_WHITESPACE,
+    bleu.BLEU4_COCO_WHITESPACE,
+    rouge.ROUGE_1,
+    rouge.ROUGE_L,
+    rouge.ROUGE_L_COCO_PTB,
+    rouge.ROUGE_L_COCO_WHITESPACE,
+    vqa.TOKEN_F1,
+    vqa.OPEN_RECALL,
+    vqa.OPEN_F1,
+    vqa.ACCURACY,
+    vqa.CLOSED_ACCURACY,
+    vqa.CLOSED_ACCURACY_PUBLISHED,
+    choice.LETTER_ACCURACY,
+    choice.LETTER_ACCURACY_PUBLISHED,
+    choice.LETTER_ACCURACY_M3D,
+    boxes.MIOU,
+    boxes.ACC_IOU50,
+    boxes.MIOU_PUBLISHED,
+    label_f1("macro", "rule-based-ct-rate"),
+    label_f1("micro", "rule-based-ct-rate"),
+    label_f1("macro", "rule-based-chexpert"),
+    label_f1("micro", "rule-based-chexpert"),
+):
+    METRICS.add(_metric.name, _metric)

@@ -1,0 +1,164 @@
+"""Boxes in text, and how well they lie.
+
+Box text is Uni-Med's: `{<x1><y1><x2><y2>}`, integers 0-100, each coordinate divided by the image's width or height,
+times 100, truncated; origin top left. Reference boxes are pixels x, y, width, height under the record's `boxes`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from medmvl.errors import EvaluationError
+from medmvl.evaluation.items import Item
+from medmvl.evaluation.metrics.base import mean_metric
+
+Box = tuple[float, float, float, float]
+"""x1, y1, x2, y2 in pixels."""
+
+SCALE = 100  # Uni-Med's resolution of box text
+_BOX_TEXT = re.compile(r"\{<(\d{1,3})><(\d{1,3})><(\d{1,3})><(\d{1,3})>\}")
+
+
+def box_text(x: float, y: float, width: float, height: float, image_size: tuple[int, int]) -> str:
+    """Return Uni-Med's text of a pixel box in an image of (width, height) pixels.
+
+    >>> box_text(56, 73, 190, 142, (512, 512))
+    '{<10><14><48><41>}'
+    """
+    image_width, image_height = image_size
+    corners = (x / image_width, y / image_height, (x + width) / image_width, (y + height) / image_height)
+    return "{" + "".join(f"<{int(corner * SCALE)}>" for corner in corners) + "}"
+
+
+def parse_boxes(text: str, image_size: tuple[int, int]) -> list[Box]:
+    """Return every box written in `text`, in pixels; spaces and `<unk>` inside the text are ignored."""
+    return [_to_pixels(match, image_size) for match in _BOX_TEXT.finditer(_compact(text))]
+
+
+def _compact(text: str) -> str:
+    return re.sub(r"\s", "", text.replace("<unk>", ""))
+
+
+def _to_pixels(match: re.Match[str], image_size: tuple[int, int]) -> Box:
+    width, height = image_size
+    x1, y1, x2, y2 = (int(group) / SCALE for group in match.groups())
+    return x1 * width, y1 * height, x2 * width, y2 * height
+
+
+def box_iou(first: Box, second: Box, *, inclusive: bool = False) -> float:
+    """Return intersection over union of two boxes.
+
+    Args:
+        first: x1, y1, x2, y2 in pixels.
+        second: likewise.
+        inclusive: add 1 to every width, height and intersection side, as the published scorer does; boxes that only
+            touch then overlap, and an inverted box is not repaired.
+    """
+    extra = 1.0 if inclusive else 0.0
+    width = min(first[2], second[2]) - max(first[0], second[0]) + extra
+    height = min(first[3], second[3]) - max(first[1], second[1]) + extra
+    overlap = max(0.0, width) * max(0.0, height)
+    areas = [(box[2] - box[0] + extra) * (box[3] - box[1] + extra) for box in (first, second)]
+    union = sum(areas) - overlap
+    return overlap / union if union > 0 else 0.0
+
+
+def image_size(item: Item) -> tuple[int, int]:
+    """Return the record's `image_size` as (width, height) in pixels.
+
+    Raises:
+        EvaluationError: if the record has none.
+    """
+    size = item.record.get("image_size")
+    if not (isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int | float) for side in size)):
+        raise EvaluationError(
+            f"Record {item.id!r} is scored by boxes and has image_size = {size!r}. It needs [width, height] in pixels."
+        )
+    return int(size[0]), int(size[1])
+
+
+def reference_boxes(item: Item) -> list[Box]:
+    """Return the reference boxes in pixels.
+
+    Read from, in this order: the record's `boxes` ([x, y, w, h], a list of those, a mapping name -> box, or SLAKE's list
+    of one-key mappings); a pixel list as the reference answer (Uni-Med's evaluation files); box text in the answer.
+
+    Raises:
+        EvaluationError: if none of them holds a box.
+    """
+    boxes = _pixel_boxes(item.record.get("boxes"))
+    if not boxes:
+        numbers = re.fullmatch(r"\[([-\d.,\s]+)\]", item.reference.strip())
+        boxes = _pixel_boxes([float(number) for number in numbers.group(1).split(",")]) if numbers else []
+    if not boxes:
+        boxes = parse_boxes(item.reference, image_size(item))
+    if not boxes:
+        raise EvaluationError(
+            f"Record {item.id!r} is scored by boxes and holds none. "
+            'Give it "boxes": [[x, y, width, height], ...] in pixels, or an answer such as {<10><14><48><41>}.'
+        )
+    return boxes
+
+
+def _pixel_boxes(value: Any) -> list[Box]:
+    if isinstance(value, Mapping):
+        return [box for entry in value.values() for box in _pixel_boxes(entry)]
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return []
+    if len(value) == 4 and all(isinstance(number, int | float) for number in value):
+        x, y, width, height = map(float, value)
+        return [(x, y, x + width, y + height)]
+    return [box for entry in value for box in _pixel_boxes(entry)]
+
+
+def matched_iou(predicted: Sequence[Box], references: Sequence[Box]) -> float:
+    """Return the mean standard IoU over the reference boxes under the best one-to-one matching.
+
+    Only the first len(references) predicted boxes count, so an answer cannot gain by listing many.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    kept = predicted[: len(references)]
+    if not kept:
+        return 0.0
+    table = np.array([[box_iou(box, reference) for reference in references] for box in kept])
+    rows, columns = linear_sum_assignment(table, maximize=True)
+    return float(table[rows, columns].sum() / len(references))
+
+
+def item_iou(item: Item) -> float:
+    """Return the standard IoU of one item: boxes may stand anywhere in the answer; none means 0."""
+    return matched_iou(parse_boxes(item.prediction, image_size(item)), reference_boxes(item))
+
+
+def item_iou_published(item: Item) -> float:
+    """Return Uni-Med's IoU: the answer must start with the box text, inclusive pixels, one reference box."""
+    match = _BOX_TEXT.match(_compact(item.prediction))
+    if match is None:
+        return 0.0
+    return box_iou(_to_pixels(match, image_size(item)), reference_boxes(item)[0], inclusive=True)
+
+
+def is_located(item: Item) -> bool:
+    """Return whether the item asks for a box."""
+    return bool(_pixel_boxes(item.record.get("boxes"))) or _BOX_TEXT.search(_compact(item.reference)) is not None
+
+
+MIOU = mean_metric(
+    "miou",
+    "Mean standard IoU: boxes may stand anywhere in the answer, the first as many as there are reference boxes are "
+    "matched one to one; no box is 0.",
+    item_iou,
+)
+ACC_IOU50 = mean_metric(
+    "acc-iou50", "Share of items with a standard IoU above 0.5.", lambda item: float(item_iou(item) > 0.5)
+)
+MIOU_PUBLISHED = mean_metric(
+    "miou-unimed",
+    "Uni-Med's mean IoU: the answer must start with the box, inclusive pixels (+1 on every side).",
+    item_iou_published,
+)

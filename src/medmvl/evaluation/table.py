@@ -1,0 +1,67 @@
+"""table.md: every number with its interval, the controls beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+CONTROL_ORDER = ("blank", "shuffled", "text_only", "majority")
+
+
+def percent_free(entry: Mapping[str, Any] | None) -> str:
+    """Return "0.873 [0.81, 0.93]" for an entry of results.json; a dash where there is none."""
+    if entry is None:
+        return "–"
+    interval = entry.get("ci95")
+    shown = f"{entry['value']:.3f}"
+    return shown if interval is None else f"{shown} [{interval[0]:.2f}, {interval[1]:.2f}]"
+
+
+def control_names(entry: Mapping[str, Any]) -> list[str]:
+    """Return the controls of a benchmark's entry in the order of the table."""
+    return [name for name in CONTROL_ORDER if name in entry["controls"]]
+
+
+def image_text(share: Mapping[str, Any] | None) -> str:
+    """Return "+0.41 [0.33, 0.49]" : model minus its strongest control; a dash without a model control."""
+    if share is None:
+        return "–"
+    interval = share["ci95"]
+    shown = f"{share['gain']:+.3f}"
+    return shown if interval is None else f"{shown} [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+
+
+def benchmark_rows(entry: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of one benchmark's table."""
+    controls = control_names(entry)
+    header = ["metric", "n", "model", *(name.replace("_", " ") for name in controls), "owed to the image"]
+    rows = []
+    for key, score in entry["model"].items():
+        cells = [percent_free(entry["controls"][name].get(key)) for name in controls]
+        rows.append([key, str(score["n"]), percent_free(score), *cells, image_text(entry["image"].get(key))])
+    return header, rows
+
+
+def markdown_table(results: Mapping[str, Any]) -> str:
+    """Return all benchmarks of a results.json as Markdown."""
+    parts = ["# Results", ""]
+    for name, entry in results["benchmarks"].items():
+        header, rows = benchmark_rows(entry)
+        counts = entry["counts"]
+        parts += [f"## {name}: {entry['title']}", "", entry["about"], ""]
+        if entry.get("synthetic"):
+            parts += ["**Synthetic data: no number here is a clinical claim.**", ""]
+        parts += [_line(header), _line(["---"] * len(header)), *map(_line, rows), ""]
+        parts += [
+            f"{counts['records']} records of {counts['patients']} patients; {counts['empty_predictions']} empty answers. "
+            "Brackets: 95 % bootstrap interval over patients. Owed to the image: model minus its strongest control.",
+            "",
+        ]
+        faults = entry.get("faults") or {}
+        parts += [f"- {kind}: {found['count']} ({', '.join(found['first'])})" for kind, found in faults.items()]
+        parts += [""] if faults else []
+    return "\n".join(parts)
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,81 @@
+"""A benchmark is a declaration: what it asks, which items feed which scorer, and where its numbers come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from medmvl.errors import EvaluationError
+from medmvl.evaluation.items import Item
+from medmvl.evaluation.metrics import METRICS, Metric
+from medmvl.registry import Registry
+
+Where = Callable[[Item], bool]
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One number of a benchmark.
+
+    Attributes:
+        key: the key in results.json ("bleu1"); short, and common to all benchmarks.
+        metric: the definition behind it.
+        where: which items it scores; None means all. A column none of whose items occur is left out of the results.
+    """
+
+    key: str
+    metric: Metric
+    where: Where | None = None
+
+    def select(self, items: list[Item]) -> list[Item]:
+        """Return the items this column scores."""
+        return items if self.where is None else [item for item in items if self.where(item)]
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """A named set of questions with its scorers.
+
+    Attributes:
+        name: the name on the command line.
+        title: the name in a table.
+        about: what is asked, of which split, and what a reader must know to compare.
+        columns: the numbers, the headline first.
+        headline: key of the number that a table of several benchmarks shows.
+        files: names under `--data-root` at which the records may lie, tried in order.
+        licence: of the data.
+        groups: record keys that the report breaks the scores down by.
+    """
+
+    name: str
+    title: str
+    about: str
+    columns: tuple[Column, ...]
+    headline: str
+    files: tuple[str, ...]
+    licence: str
+    groups: tuple[str, ...] = ("task", "question_type", "content_type", "answer_type", "modality")
+
+    def __post_init__(self) -> None:
+        keys = [column.key for column in self.columns]
+        if len(set(keys)) != len(keys):
+            raise ValueError(f"Benchmark {self.name!r} has two columns of one key: {keys}.")
+        if self.headline not in keys:
+            raise ValueError(f"Benchmark {self.name!r} has no column {self.headline!r} for its headline.")
+
+    def column(self, key: str) -> Column:
+        """Return the column with this key."""
+        return next(column for column in self.columns if column.key == key)
+
+
+BENCHMARKS: Registry[Benchmark] = Registry("benchmark", EvaluationError)
+
+
+def column(key: str, metric: str, where: Where | None = None) -> Column:
+    """Make a column of a metric by its name."""
+    return Column(key, METRICS[metric], where)
+
+
+def of_task(*names: str) -> Where:
+    """Return a filter for records whose `task` is one of `names`."""
+    return lambda item: item.record.get("task") in names

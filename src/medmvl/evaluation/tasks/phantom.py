@@ -1,0 +1,66 @@
+"""The phantom benchmarks: every kind of question of the real ones, on drawn anatomy. No number here is clinical."""
+
+from __future__ import annotations
+
+from medmvl.evaluation.metrics.boxes import is_located
+from medmvl.evaluation.metrics.choice import stated_letter
+from medmvl.evaluation.tasks.base import BENCHMARKS, Benchmark, Column, column, of_task
+
+LICENCE = "Apache-2.0 (drawn by medmvl; synthetic)"
+
+
+def _word_columns() -> tuple[Column, ...]:
+    worded = of_task("vqa", "report", "identify", "choice", "long", "short")
+    vqa = of_task("vqa", "short")
+    return (
+        column("closed_accuracy", "closed-accuracy-strict", vqa),
+        column("token_f1_unimed", "token-f1-unimed", worded),
+        column("bleu1", "bleu1-nltk-mean", worded),
+        column("bleu1_nltk_mean", "bleu1-nltk-mean", worded),
+        column("bleu1_hf_mean", "bleu1-hf-mean-13a", worded),
+        column("rouge_l", "rouge-l", worded),
+        column("open_recall", "open-recall", vqa),
+        column("accuracy", "accuracy", of_task("identify")),
+        column("bleu1_coco_corpus", "bleu1-coco-corpus-ptb", of_task("report", "long")),
+        column("bleu4_coco_corpus", "bleu4-coco-corpus-ptb", of_task("report", "long")),
+        column("label_f1_macro", "label-f1-macro-rule-based-ct-rate", of_task("report")),
+        column("label_f1_micro", "label-f1-micro-rule-based-ct-rate", of_task("report")),
+        column("letter_accuracy", "letter-accuracy-strict", lambda item: stated_letter(item.reference) is not None),
+    )
+
+
+def _box_columns() -> tuple[Column, ...]:
+    refer = of_task("refer")
+    return (
+        column("miou", "miou", lambda item: refer(item) and is_located(item)),
+        column("acc_iou50", "acc-iou50", lambda item: refer(item) and is_located(item)),
+        column("miou_published", "miou-unimed", lambda item: refer(item) and is_located(item)),
+    )
+
+
+PHANTOM_2D = BENCHMARKS.add(
+    "phantom-2d",
+    Benchmark(
+        name="phantom-2d",
+        title="Phantom radiographs",
+        about="Projected chest phantoms in SLAKE's layout, held-out patients: closed and open questions, reports, boxes "
+        "(refer) and names of boxes (identify). Synthetic; no clinical claim.",
+        columns=(*_word_columns(), *_box_columns()),
+        headline="closed_accuracy",
+        files=("phantom-2d/test.jsonl", "phantom-2d/test.json", "phantom-2d.jsonl", "phantom-2d.json"),
+        licence=LICENCE,
+    ),
+)
+PHANTOM_CT = BENCHMARKS.add(
+    "phantom-ct",
+    Benchmark(
+        name="phantom-ct",
+        title="Phantom chest CT",
+        about="Chest-CT phantoms in CT-RATE's layout, held-out patients: closed, short, long and multiple-choice "
+        "questions and reports with labels of the 18 CT-RATE findings. Synthetic; no clinical claim.",
+        columns=_word_columns(),
+        headline="closed_accuracy",
+        files=("phantom-ct/test.jsonl", "phantom-ct/test.json", "phantom-ct.jsonl", "phantom-ct.json"),
+        licence=LICENCE,
+    ),
+)

@@ -1,0 +1,99 @@
+"""Closed answers are read strictly: who commits to nothing, or to both, is wrong."""
+
+from __future__ import annotations
+
+import pytest
+
+from medmvl.evaluation.metrics.choice import stated_letter
+from medmvl.evaluation.metrics.vqa import closed_correct, is_closed, options_of
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "right"),
+    [
+        ("Yes", "yes", 1),
+        ("yes.", "Yes", 1),
+        ("Yes, there is no pneumothorax but an effusion.", "yes", 1),
+        ("No", "no", 1),
+        ("There is no effusion", "no", 1),
+        ("not sure", "no", 0),
+        ("unknown", "no", 0),
+        ("yes and no", "yes", 0),
+        ("yes no", "yes", 0),
+        ("no", "yes", 0),
+        ("", "no", 0),
+        ("normal", "no", 0),
+    ],
+)
+def test_yes_and_no(item, prediction, reference, right):
+    assert closed_correct(item(prediction, reference, "Is there an effusion?", answer_type="CLOSED")) == right
+
+
+@pytest.mark.parametrize(
+    ("prediction", "right"),
+    [("left", 1), ("On the left.", 1), ("Left side", 1), ("right", 0), ("left or right", 0), ("leftover", 0), ("", 0)],
+)
+@pytest.mark.parametrize(
+    "question",
+    ["On which side is the nodule, left or right?", "Is the nodule on the left or right?", "Left, or right?"],
+)
+def test_two_way_choices(item, prediction, right, question):
+    assert closed_correct(item(prediction, "left", question, answer_type="CLOSED")) == right
+
+
+def test_a_choice_without_stated_options_needs_equality(item):
+    assert closed_correct(item("CT scan", "CT", "Which modality?", answer_type="CLOSED")) == 0
+    assert closed_correct(item("ct", "CT", "Which modality?", answer_type="CLOSED")) == 1
+
+
+def test_options_may_stand_in_the_record(item):
+    asked = item(
+        "It shows the upper lobe", "upper lobe", "Where?", answer_type="CLOSED", options=["lobe", "upper lobe"]
+    )
+    assert options_of(asked) == ["lobe", "upper lobe"]
+    assert closed_correct(asked) == 1  # "lobe" occurs only inside the longer option
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference", "right"),
+    [
+        ("是的。", "是", 1),
+        ("没有", "不存在", 1),
+        ("有", "没有", 0),
+        ("左肺", "左肺", 1),
+        ("左肺，", "左肺", 1),
+        ("", "否", 0),
+    ],
+)
+def test_chinese(item, prediction, reference, right):
+    asked = item(prediction, reference, "有积液吗？", answer_type="CLOSED", q_lang="zh")
+    assert asked.chinese
+    assert closed_correct(asked) == right
+
+
+def test_what_is_closed(item):
+    assert is_closed(item("", "CT", answer_type="CLOSED"))
+    assert is_closed(item("", "Yes", answer_type="yes/no"))
+    assert is_closed(item("", "No."))
+    assert not is_closed(item("", "yes", answer_type="OPEN"))
+    assert not is_closed(item("", "left lung"))
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("(b) Mild", "b"),
+        ("The answer is (B).", "b"),
+        ("B", "b"),
+        ("c) none", "c"),
+        ("Answer: D.", "d"),
+        ("(a) x (b) y", None),
+        ("(a) as said (a)", "a"),
+        ("a nodule", None),
+        ("A nodule in the lung", None),
+        ("mild", None),
+        ("", None),
+    ],
+)
+def test_stated_letter(text, letter):
+    assert stated_letter(text) == letter

@@ -1,0 +1,137 @@
+"""From a predictions file to an evaluation folder."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+
+from medmvl.errors import DataError, EvaluationError
+from medmvl.evaluation import evaluate_predictions, merge_results
+from medmvl.files import read_json, write_jsonl
+
+
+@pytest.fixture
+def predictions(tmp_path, phantom_rows):
+    path = tmp_path / "predictions.jsonl"
+    write_jsonl(path, phantom_rows)
+    return path
+
+
+def blinded(rows):
+    """The rows as a model answers that always says the same."""
+    return [{**row, "prediction": "no" if row["task"] == "vqa" else "heart"} for row in rows]
+
+
+def test_results_have_the_contracted_shape(tmp_path, predictions, phantom_rows):
+    for name in ("blank", "shuffled"):
+        write_jsonl(tmp_path / f"{name}.jsonl", blinded(phantom_rows))
+    controls = {name: tmp_path / f"{name}.jsonl" for name in ("blank", "shuffled")}
+    results = evaluate_predictions(predictions, "phantom-2d", tmp_path / "out", controls)
+    assert read_json(tmp_path / "out" / "results.json") == json.loads(json.dumps(results))
+    entry = results["benchmarks"]["phantom-2d"]
+    expected = {"closed_accuracy", "token_f1_unimed", "bleu1", "rouge_l", "label_f1_macro", "miou", "acc_iou50"}
+    assert expected <= set(entry["model"])
+    for metrics in (entry["model"], *entry["controls"].values()):
+        for number in metrics.values():
+            assert set(number) == {"value", "n", "ci95"}
+            assert 0 <= number["value"] <= 1
+            assert number["ci95"][0] <= number["value"] <= number["ci95"][1]
+    assert {"blank", "shuffled", "majority"} == set(entry["controls"])
+    closed = entry["model"]["closed_accuracy"]
+    assert closed["n"] == 20
+    assert closed["value"] == pytest.approx(19 / 20)
+    assert entry["controls"]["blank"]["closed_accuracy"]["value"] == pytest.approx(5 / 20)
+    assert entry["image"]["closed_accuracy"]["gain"] == pytest.approx(14 / 20)
+    assert entry["model"]["miou"]["value"] == pytest.approx(9 / 10)
+    assert entry["scorers"]["closed_accuracy"]["version"]
+    assert entry["counts"]["patients"] == 10
+    assert entry["synthetic"] is True
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert "closed_accuracy" in table
+    assert "Synthetic" in table
+
+
+def test_a_blind_model_owes_nothing_to_the_image(tmp_path, phantom_rows):
+    path = tmp_path / "blind.jsonl"
+    write_jsonl(path, blinded(phantom_rows))
+    results = evaluate_predictions(path, "phantom-2d", tmp_path / "out", {"blank": path, "shuffled": path})
+    shares = results["benchmarks"]["phantom-2d"]["image"]
+    assert shares
+    assert {share["share"] for share in shares.values()} == {0.0}
+    assert {share["gain"] for share in shares.values()} == {0.0}
+    assert all(share["p_value"] == 1.0 for share in shares.values())
+
+
+def test_the_order_of_rows_changes_nothing(tmp_path, predictions, phantom_rows):
+    first = evaluate_predictions(predictions, "phantom-2d", tmp_path / "a")["benchmarks"]["phantom-2d"]
+    random.Random(3).shuffle(phantom_rows)
+    write_jsonl(tmp_path / "shuffled.jsonl", phantom_rows)
+    second = evaluate_predictions(tmp_path / "shuffled.jsonl", "phantom-2d", tmp_path / "b")["benchmarks"]["phantom-2d"]
+    for part in ("model", "image", "counts"):
+        assert first[part] == second[part]
+    assert first["controls"]["majority"] == second["controls"]["majority"]
+
+
+def test_a_second_benchmark_joins_the_folder(tmp_path, predictions, phantom_rows):
+    evaluate_predictions(predictions, "phantom-2d", tmp_path / "out")
+    ct = tmp_path / "ct.jsonl"
+    write_jsonl(ct, [row for row in phantom_rows if row["task"] == "vqa"])
+    results = evaluate_predictions(ct, "phantom-ct", tmp_path / "out")
+    assert set(results["benchmarks"]) == {"phantom-2d", "phantom-ct"}
+
+
+def test_merge_results_refuses_what_is_none():
+    with pytest.raises(EvaluationError, match="benchmarks"):
+        merge_results([{"model": {}}])
+
+
+def test_unknown_names_get_the_closest(tmp_path, predictions):
+    with pytest.raises(EvaluationError, match="Did you mean 'phantom-2d'"):
+        evaluate_predictions(predictions, "phantom2d", tmp_path)
+    with pytest.raises(EvaluationError, match="Did you mean 'shuffled'"):
+        evaluate_predictions(predictions, "phantom-2d", tmp_path, {"shufled": predictions})
+
+
+def test_faults_are_counted_named_and_stop_a_strict_run(tmp_path, phantom_rows):
+    rows = [*phantom_rows, phantom_rows[0], {"prediction": "x"}, {"id": "lost"}, ["list"]]
+    path = tmp_path / "faulty.jsonl"
+    write_jsonl(path, rows)
+    with pytest.raises(EvaluationError, match="id seen twice: 0-closed"):
+        evaluate_predictions(path, "phantom-2d", tmp_path / "strict", strict=True)
+    with pytest.raises(EvaluationError, match=r"6\.\d% of the rows are faulty.*no prediction: 1 \(lost\)"):
+        evaluate_predictions(path, "phantom-2d", tmp_path / "out")
+    faults = read_json(tmp_path / "out" / "results.json")["benchmarks"]["phantom-2d"]["faults"]
+    assert faults == {
+        "id seen twice": {"count": 1, "first": ["0-closed"]},
+        "no id": {"count": 1, "first": ["row 62"]},
+        "no prediction": {"count": 1, "first": ["lost"]},
+        "not an object": {"count": 1, "first": ["row 64"]},
+    }
+    evaluate_predictions(path, "phantom-2d", tmp_path / "out", max_faulty=0.1)
+
+
+def test_missing_answers_count_as_empty_and_unknown_ones_do_not_count(tmp_path, predictions, phantom_rows):
+    references = [{key: value for key, value in row.items() if key != "prediction"} for row in phantom_rows[1:]]
+    references.append({**references[-1], "id": "unasked"})
+    write_jsonl(tmp_path / "data.jsonl", references)
+    results = evaluate_predictions(
+        predictions, "phantom-2d", tmp_path / "out", references=tmp_path / "data.jsonl", max_faulty=0.1
+    )
+    entry = results["benchmarks"]["phantom-2d"]
+    assert entry["faults"]["id not in the data"]["first"] == ["0-closed"]
+    assert entry["faults"]["not answered"]["first"] == ["unasked"]
+    assert entry["counts"]["empty_predictions"] == 1
+    assert entry["counts"]["records"] == 60
+
+
+def test_files_that_cannot_be_read_say_so(tmp_path):
+    with pytest.raises(DataError, match="does not exist"):
+        evaluate_predictions(tmp_path / "none.jsonl", "phantom-2d", tmp_path)
+    (tmp_path / "bad.jsonl").write_text('{"id": 1,')
+    with pytest.raises(DataError, match="line 1"):
+        evaluate_predictions(tmp_path / "bad.jsonl", "phantom-2d", tmp_path)
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(EvaluationError, match="no prediction that can be scored"):
+        evaluate_predictions(tmp_path / "empty.jsonl", "phantom-2d", tmp_path)
