@@ -1,1 +1,49 @@
-"""MedM-VL: build, train, evaluate and deploy small medical vision-language models."""
+"""MedM-VL: build, train, evaluate and deploy small medical vision-language models.
+
+The public names are loaded when they are first used, so that `import medmvl` and `medmvl --help` stay quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from medmvl.imaging import geometry, read_image, read_volume
+    from medmvl.inference import Predictor
+    from medmvl.models import MedMVLConfig, MedMVLForConditionalGeneration
+    from medmvl.processing import MedMVLProcessor
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "MedMVLConfig": "medmvl.models",
+    "MedMVLForConditionalGeneration": "medmvl.models",
+    "MedMVLProcessor": "medmvl.processing",
+    "Predictor": "medmvl.inference",
+    "geometry": "medmvl.imaging",
+    "read_image": "medmvl.imaging",
+    "read_volume": "medmvl.imaging",
+}
+
+__all__ = [
+    "MedMVLConfig",
+    "MedMVLForConditionalGeneration",
+    "MedMVLProcessor",
+    "Predictor",
+    "geometry",
+    "read_image",
+    "read_volume",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'medmvl' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

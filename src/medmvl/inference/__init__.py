@@ -1,0 +1,6 @@
+"""A checkpoint folder answers: one question, a stream, or a file of records that survives being killed."""
+
+from medmvl.inference.batch import predict_file, score_file
+from medmvl.inference.predictor import Answer, GenerationOptions, Predictor
+
+__all__ = ["Answer", "GenerationOptions", "Predictor", "predict_file", "score_file"]
