@@ -6,16 +6,25 @@ import sys
 
 import typer
 
+from medmvl.cli import data_check, list_parts, predict
+from medmvl.cli.demo import demo
 from medmvl.errors import MedMVLError
 
-app = typer.Typer(
-    name="medmvl",
-    help="Build, train, evaluate and deploy small medical vision-language models.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode="rich",
-    pretty_exceptions_enable=False,
-)
+
+def _group(text: str) -> typer.Typer:
+    return typer.Typer(help=text, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+app = _group("Build, train, evaluate and deploy small medical vision-language models.")
+app.command()(predict.predict)
+app.command()(predict.score)
+app.command()(predict.ask)
+app.command()(demo)
+app.command("list")(list_parts.list_parts)
+
+data = _group("Convert, check, show and cache data sets.")
+data.command()(data_check.check)
+app.add_typer(data, name="data")
 
 
 def main() -> None:
@@ -29,6 +38,8 @@ def main() -> None:
             raise
         typer.echo(f"medmvl: {error}", err=True)
         raise SystemExit(2) from None
+    except BrokenPipeError:
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":
