@@ -1,0 +1,76 @@
+"""Arrays saved by numpy: .npy (memory-mapped) and .npz. They know neither units nor sides; what is known is declared."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from medmvl.errors import ImagingError
+from medmvl.imaging.limits import check_bytes
+from medmvl.imaging.units import decide_units
+from medmvl.imaging.volume import Units, Volume, check_finite
+
+
+def load_array(path: Path, max_bytes: int | None = None) -> np.ndarray:
+    """Return the array of a .npy file as a read-only memory map, or the only array of a .npz file.
+
+    Raises:
+        ImagingError: if the file is damaged, holds objects (pickle), several arrays, or more than `max_bytes`.
+    """
+    try:
+        if path.suffix.lower() == ".npz":
+            return _load_npz(path, max_bytes)
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
+        raise ImagingError(f"{path} is not a whole numpy file of plain numbers: {error}.") from error
+    check_bytes(array.nbytes, path, max_bytes)
+    return array
+
+
+def read_array_volume(
+    path: Path,
+    *,
+    units: Units | None,
+    spacing: Sequence[float] | None,
+    orientation: str | None,
+    max_bytes: int | None,
+) -> Volume:
+    """Read a [D, H, W] (or [1, D, H, W]) array.
+
+    Without `units`, integers that reach below -200 are Hounsfield units, as MedM-VL's .npy files are; uint8 and values
+    within 0..1 are arbitrary; anything between is asked about.
+    """
+    array = load_array(path, max_bytes)
+    history = [f"read {path.suffix.lower()[1:]} array of {array.dtype}"]
+    if array.ndim == 4 and array.shape[0] == 1:
+        array = array[0]
+        history.append("leading axis of length 1 dropped")
+    if array.ndim != 3:
+        raise ImagingError(
+            f"{path} holds an array of shape {tuple(array.shape)}; a volume is [D, H, W] or [1, D, H, W]. "
+            "Select one time point or channel and save it again."
+        )
+    if array.dtype.kind not in "iufb" or 0 in array.shape:
+        raise ImagingError(f"{path} holds an array of shape {tuple(array.shape)} and dtype {array.dtype}: no volume.")
+    try:
+        check_finite(array)
+    except ImagingError as error:
+        raise ImagingError(f"{path}: {error}") from None
+    decided, reason = decide_units(array, units, path)
+    return Volume.from_array(
+        array, spacing=spacing, units=decided, orientation=orientation, source="npy", history=[*history, reason]
+    )
+
+
+def _load_npz(path: Path, max_bytes: int | None) -> np.ndarray:
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        check_bytes(sum(member.file_size for member in members), path, max_bytes)
+    with np.load(path, allow_pickle=False) as archive:
+        names = archive.files
+        if len(names) != 1:
+            raise ImagingError(f"{path} holds {len(names)} arrays ({', '.join(names[:8])}); a volume file holds one.")
+        return archive[names[0]]

@@ -1,0 +1,334 @@
+"""Geometries: the one answer to "how was this volume prepared?".
+
+A `Geometry` is a frozen, versioned description of the way from a `Volume` to a model's tensor, with a hash. It is
+stored in a checkpoint's processor and keys the caches; training, prediction, server and demo call the same object.
+The named ones are in `geometries.py`; a YAML file or overrides make others.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from medmvl.errors import GeometryError, did_you_mean
+from medmvl.files import existing_file
+from medmvl.imaging.intensity import Intensity
+from medmvl.imaging.orientation import AXIAL, check_code
+from medmvl.imaging.transforms import Box, Grid, Resampling, foreground_box, resample, value_range
+from medmvl.imaging.volume import Volume, check_finite
+from medmvl.registry import Registry
+
+Triple = tuple[float, float, float]
+
+#: named geometries; `geometries.py` fills it
+GEOMETRIES: Registry[Geometry] = Registry("geometry", GeometryError)
+
+
+class Geometry(BaseModel):
+    """How a volume becomes a model's tensor. Steps run in the order of the fields below.
+
+    Attributes:
+        name, version: who this is. The version moves when the meaning of the same fields moves.
+        source: paper or code the numbers come from; not part of the hash.
+        units: "HU": only volumes in Hounsfield units are taken; "any": grey values without meaning are as well.
+        orientation: patient sides towards which the output axes (D, H, W) grow.
+        windows: (low, high) in the volume's units, one output channel each; none: one channel, values as they are.
+        scale: what low and high of a window become.
+        minmax: the channel's own least and greatest value (whole volume, after the window) become 0 and 1.
+        normalize: (mean, std): subtract and divide, where a published chain does so before its crop.
+        window_after_resampling: interpolate the raw values first, then window (the order matters: clipping bends).
+        crop: "foreground": cut to the box of all voxels that count as foreground; "none".
+        foreground_above: threshold in the volume's units for "foreground"; None: grey value > 0 after the steps above.
+        spacing: resample to these mm (z, y, x) first; None: the size alone decides.
+        grid: what stays in place when resampling, see `transforms.plan_axis`.
+        size: (D, H, W) of the output.
+        fit: "resize": interpolate (trilinear, no antialiasing) to `size`; "crop_pad": cut or pad at the centre.
+        pad_value: output value of the padding.
+        dtype: "uint8": grey values 0..255, truncated; "float32".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1)
+    version: int = Field(default=1, ge=1)
+    source: str = ""
+    units: Literal["HU", "any"] = "HU"
+    orientation: str = AXIAL
+    windows: tuple[tuple[float, float], ...] = ((-1000.0, 1000.0),)
+    scale: tuple[float, float] = (0.0, 255.0)
+    minmax: bool = False
+    normalize: tuple[float, float] | None = None
+    window_after_resampling: bool = False
+    crop: Literal["none", "foreground"] = "none"
+    foreground_above: float | None = None
+    spacing: Triple | None = None
+    grid: Grid = "edges"
+    size: tuple[int, int, int] = (32, 256, 256)
+    fit: Literal["resize", "crop_pad"] = "resize"
+    pad_value: float = 0.0
+    dtype: Literal["uint8", "float32"] = "uint8"
+
+    @field_validator("orientation")
+    @classmethod
+    def _known_sides(cls, code: str) -> str:
+        return check_code(code)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Geometry:
+        if any(not low < high for low, high in self.windows):
+            raise ValueError(f"each window needs low < high; got {self.windows}")
+        if any(n < 1 for n in self.size):
+            raise ValueError(f"size (D, H, W) must be positive; got {self.size}")
+        if self.spacing is not None and any(mm <= 0 for mm in self.spacing):
+            raise ValueError(f"spacing (z, y, x) must be positive; got {self.spacing}")
+        if self.units == "any" and self.windows:
+            raise ValueError("windows are in Hounsfield units; with units 'any' give none (and minmax instead)")
+        if self.minmax and len(self.windows) > 1:
+            raise ValueError("minmax goes with one channel")
+        if self.grid == "centres" and self.spacing is None:
+            raise ValueError("grid 'centres' goes with a spacing")
+        if self.fit == "crop_pad" and self.spacing is None:
+            raise ValueError("fit 'crop_pad' goes with a spacing; use fit 'resize' without one")
+        if self.crop == "foreground" and self.foreground_above is None and len(self.windows) > 1:
+            raise ValueError("with several windows, give foreground_above in the volume's units")
+        if self.window_after_resampling and self.crop == "foreground" and self.foreground_above is None:
+            raise ValueError("with window_after_resampling, give foreground_above in the volume's units")
+        if self.dtype == "uint8" and (self.minmax or self.normalize or not self.windows or self.scale != (0.0, 255.0)):
+            raise ValueError("dtype 'uint8' needs windows scaled to (0, 255), no minmax and no normalize")
+        return self
+
+    @property
+    def channels(self) -> int:
+        """Number of output channels C."""
+        return max(len(self.windows), 1)
+
+    @property
+    def value_range(self) -> tuple[float, float] | None:
+        """Least and greatest possible output; None where `normalize` or raw values leave it open."""
+        if self.normalize is not None or not (self.windows or self.minmax):
+            return None
+        return (0.0, 1.0) if self.minmax else self.scale
+
+    @cached_property
+    def hash(self) -> str:
+        """16 hex digits over every field that can change the result (all but `source`)."""
+        canonical = json.dumps(self.model_dump(exclude={"source"}, mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values that `from_dict` turns into an equal geometry."""
+        return self.model_dump(mode="json")
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Geometry:
+        """Build a geometry from `to_dict` output.
+
+        Raises:
+            GeometryError: naming the field and the closest known one, for unknown or impossible values.
+        """
+        unknown = set(values) - set(cls.model_fields)
+        if unknown:
+            name = sorted(unknown)[0]
+            raise GeometryError(f"A geometry has no field {name!r}. {did_you_mean(name, cls.model_fields)}")
+        try:
+            return cls.model_validate(dict(values))
+        except ValidationError as error:
+            where = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'geometry'}: {e['msg']}" for e in error.errors())
+            raise GeometryError(f"Geometry {values.get('name', '')!r} is not possible: {where}.") from error
+
+    def check_same(self, other: str, what: str) -> None:
+        """Raise unless `other` is this geometry's hash.
+
+        Args:
+            other: the hash stored with `what`.
+            what: what was prepared with it, for the message ("the cache ...", "the checkpoint ...").
+
+        Raises:
+            GeometryError: with both hashes.
+        """
+        if other != self.hash:
+            raise GeometryError(
+                f"{what} was prepared with geometry {other}, the model wants {self.name} v{self.version} ({self.hash}). "
+                "Prepare it again with the model's geometry, or use the model it was made for."
+            )
+
+    def __call__(self, volume: Volume) -> torch.Tensor:
+        """Return the tensor (C, D, H, W), uint8 or float32 by `dtype`, before the encoder's own normalisation.
+
+        Raises:
+            GeometryError: for other units, an unknown spacing where one is needed, or no foreground at all.
+            ImagingError: for NaN or infinite values.
+        """
+        return self.prepare(volume).tensor
+
+    def prepare(self, volume: Volume) -> Prepared:
+        """Do what `__call__` does, and also say what was done."""
+        self._check_units(volume)
+        check_finite(volume.array)
+        oriented = volume.to_orientation(self.orientation)
+        intensity = Intensity.of(self, value_range(oriented.array) if self.minmax else None)
+        box = self._box(oriented.array, intensity)
+        plan = self._plan(oriented, box)
+        out = np.empty((self.channels, *self.size), dtype=self.dtype)
+        if any(r < s for r, s in zip(plan.resampled, self.size, strict=True)):
+            out.fill(self.pad_value)
+        late = self.window_after_resampling
+        # Truncation (not rounding) to uint8 is the reference's; numpy's float -> uint8 cast truncates.
+        resample(
+            oriented.array,
+            plan,
+            to_channels=_as_single_channel if late else intensity.apply,
+            finish=(lambda plane: intensity.apply(plane[0])) if late else (lambda plane: plane),
+            out=out,
+        )
+        return Prepared(torch.from_numpy(out), self._out_spacing(oriented, plan), box, self._story(oriented, plan))
+
+    def _check_units(self, volume: Volume) -> None:
+        if self.units == "HU" and volume.units != "HU":
+            raise GeometryError(
+                f"Geometry {self.name!r} windows Hounsfield units and the volume is in arbitrary units. "
+                "If its values are HU, read it with units='HU'; else use a geometry with units 'any', such as 'm3d'."
+            )
+        if self.spacing is not None and volume.spacing is None:
+            raise GeometryError(
+                f"Geometry {self.name!r} resamples to {self.spacing} mm and the volume's spacing is unknown. "
+                "Read it with spacing=(z, y, x) in mm."
+            )
+
+    def _box(self, array: np.ndarray, intensity: Intensity) -> Box:
+        if self.crop == "none":
+            return (0, 0, 0), (array.shape[0], array.shape[1], array.shape[2])
+        above = self.foreground_above
+        test = intensity.is_positive if above is None else (lambda values: values > above)
+        box = foreground_box(array, test)
+        if box is None:
+            low, high = value_range(array)
+            threshold = "grey value 0 after the window" if above is None else f"{above:g} HU"
+            raise GeometryError(
+                f"Geometry {self.name!r} crops to the foreground and no voxel is above {threshold}: "
+                f"the values run from {low:g} to {high:g}. Is this a scan, and is it in Hounsfield units?"
+            )
+        return box
+
+    def _plan(self, volume: Volume, box: Box) -> Resampling:
+        extent = tuple(stop - start for start, stop in zip(*box, strict=True))
+        if self.spacing is None:
+            return Resampling(box, self.size, self.size)
+        assert volume.spacing is not None
+        ratios = tuple(have / want for have, want in zip(volume.spacing, self.spacing, strict=True))
+        if self.grid == "edges":
+            resampled = tuple(max(int(n * ratio), 1) for n, ratio in zip(extent, ratios, strict=True))
+            step = None
+        else:
+            resampled = tuple(round((n - 1) * ratio) + 1 for n, ratio in zip(extent, ratios, strict=True))
+            step = _triple(1 / ratio for ratio in ratios)
+        if self.fit == "resize":
+            resampled = self.size
+        return Resampling(box, _ints(resampled), self.size, self.grid, step)
+
+    def _out_spacing(self, volume: Volume, plan: Resampling) -> Triple | None:
+        if volume.spacing is None:
+            return None
+        if plan.step is not None:
+            return self.spacing
+        extent = (stop - start for start, stop in zip(*plan.box, strict=True))
+        return _triple(mm * n / r for mm, n, r in zip(volume.spacing, extent, plan.resampled, strict=True))
+
+    def _story(self, volume: Volume, plan: Resampling) -> tuple[str, ...]:
+        steps = list(volume.history)
+        if self.windows:
+            windows = ", ".join(f"[{low:g}, {high:g}]" for low, high in self.windows)
+            steps.append(f"window {windows} {volume.units} -> {self.scale[0]:g}..{self.scale[1]:g}")
+        if self.minmax:
+            steps.append("least and greatest value -> 0..1")
+        if self.normalize:
+            steps.append(f"minus {self.normalize[0]:g}, divided by {self.normalize[1]:g}")
+        if self.crop == "foreground":
+            steps.append(f"cropped to the foreground box {plan.box[0]} .. {plan.box[1]} of {volume.shape}")
+        steps.append(f"interpolated to {plan.resampled}, {self.fit} to {self.size}, {self.dtype}")
+        return tuple(steps)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A model's tensor and how it came to be.
+
+    Attributes:
+        tensor: (C, D, H, W).
+        spacing: (z, y, x) mm of the tensor's voxels; None if the volume's is unknown.
+        box: crop box in the oriented volume, start and end (exclusive).
+        history: the volume's history and the geometry's steps.
+    """
+
+    tensor: torch.Tensor
+    spacing: Triple | None
+    box: Box
+    history: tuple[str, ...]
+
+
+def geometry(name: str | Path | Mapping[str, Any] | Geometry, **overrides: Any) -> Geometry:
+    """Return a named geometry (or one from a YAML file, a dict, a Geometry), with fields overridden.
+
+    Args:
+        name: a name of `geometry_names()`, a path ending in .yaml/.yml whose keys are fields (with `base: NAME` it
+            starts from a named one), or the output of `Geometry.to_dict`.
+        overrides: fields to change, e.g. size=(32, 256, 256); the hash changes with them.
+
+    Raises:
+        GeometryError: for unknown names, unknown fields or impossible values.
+    """
+    if isinstance(name, Geometry):
+        base: dict[str, Any] = name.to_dict()
+    elif isinstance(name, Mapping):
+        base = _with_base(dict(name))
+    elif str(name).endswith((".yaml", ".yml")):
+        base = _with_base(_read_yaml(Path(name)))
+    else:
+        base = GEOMETRIES[str(name)].to_dict()
+    return Geometry.from_dict({**base, **overrides})
+
+
+def geometry_names() -> list[str]:
+    """Return the names of all registered geometries."""
+    return GEOMETRIES.names()
+
+
+def _with_base(values: dict[str, Any]) -> dict[str, Any]:
+    if "base" not in values:
+        return values
+    start = GEOMETRIES[str(values.pop("base"))].to_dict()
+    return {**start, **values}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(existing_file(path, "geometry file").read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise GeometryError(f"{path} is not valid YAML: {error}.") from error
+    if not isinstance(values, dict):
+        raise GeometryError(f"{path} must hold the fields of a geometry as a mapping, not {type(values).__name__}.")
+    return values
+
+
+def _as_single_channel(plane: np.ndarray) -> np.ndarray:
+    return plane.astype(np.float32)[None]
+
+
+def _triple(values: Any) -> Triple:
+    a, b, c = (float(v) for v in values)
+    return a, b, c
+
+
+def _ints(values: Any) -> tuple[int, int, int]:
+    a, b, c = (int(v) for v in values)
+    return a, b, c
