@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from medmvl.evaluation.metrics import METRICS
-from medmvl.evaluation.run import evaluate_predictions, merge_results
+from medmvl.evaluation.results import merge_results
+from medmvl.evaluation.run import evaluate_predictions
 from medmvl.evaluation.tasks import BENCHMARKS, Benchmark
 
 __all__ = ["BENCHMARKS", "METRICS", "Benchmark", "evaluate_predictions", "merge_results"]

@@ -91,6 +91,12 @@ def micro_f1(sums: Floats) -> Floats:
     return per_finding_f1(counts)[..., 0]
 
 
+def labeller_of(metric: Metric) -> Labeller | None:
+    """Return the labeller behind a label F1, or None for another metric."""
+    name = metric.name.removeprefix("label-f1-macro-").removeprefix("label-f1-micro-")
+    return None if name == metric.name else LABELLERS[name]
+
+
 def label_f1(kind: str, labeller_name: str) -> Metric:
     """Make the macro or micro label F1 with a named labeller.
 

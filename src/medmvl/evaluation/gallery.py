@@ -1,0 +1,104 @@
+"""Cases worth looking at: what the image changed most, what went best, what went worst."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from medmvl.evaluation.items import Item
+from medmvl.evaluation.pictures import MediaRoots, Picture, draw_case
+from medmvl.evaluation.scoring import item_scores
+from medmvl.evaluation.tasks.base import Benchmark
+
+CASES_PER_KIND = 6
+# What tells most about a single answer, first that scores it wins; corpus-only numbers come last.
+_PREFERRED = (
+    "closed_accuracy",
+    "letter_accuracy",
+    "miou",
+    "accuracy",
+    "token_f1_unimed",
+    "rouge_l",
+    "bleu1_hf_mean",
+    "bleu1",
+)
+
+
+def single_scores(benchmark: Benchmark, items: list[Item]) -> dict[str, tuple[str, float]]:
+    """Return {id: (metric key, score)}: the most telling score of each single answer."""
+    scores: dict[str, tuple[str, float]] = {}
+    keys = [column.key for column in benchmark.columns if column.metric.item_means]
+    for key in sorted(keys, key=lambda key: _PREFERRED.index(key) if key in _PREFERRED else len(_PREFERRED)):
+        for identifier, value in item_scores(benchmark.column(key), items).items():
+            scores.setdefault(identifier, (key, value))
+    return scores
+
+
+def pick_cases(
+    benchmark: Benchmark, items: list[Item], controls: Mapping[str, list[Item]], roots: MediaRoots
+) -> list[dict[str, Any]]:
+    """Choose and draw the cases of a report.
+
+    Kinds: `changed` (the answer gained most over the mean of the controls), `worst` and `best`. Within a kind the tasks
+    take turns, so a gallery is not six times the same question; ties are broken by a hash of the id, not by file order.
+    """
+    scores = single_scores(benchmark, items)
+    theirs = [single_scores(benchmark, answers) for answers in controls.values()]
+    said = {name: {item.id: item.prediction for item in answers} for name, answers in controls.items()}
+
+    def gain(item: Item) -> float:
+        others = [found[item.id][1] for found in theirs if item.id in found]
+        return scores[item.id][1] - sum(others) / len(others) if others else 0.0
+
+    scored = [item for item in items if item.id in scores]
+    taken: set[str] = set()
+    cases = []
+    orders: list[tuple[str, Callable[[Item], float]]] = [
+        ("worst", lambda item: scores[item.id][1]),
+        ("best", lambda item: -scores[item.id][1]),
+    ]
+    if controls:
+        orders.insert(0, ("changed", lambda item: -gain(item)))
+    for kind, order in orders:
+        pool = [item for item in scored if item.id not in taken and (kind != "changed" or gain(item) > 0)]
+        for item in _take_turns(sorted(pool, key=lambda item: (order(item), _lot(item.id)))):
+            taken.add(item.id)
+            answers = {name: texts[item.id] for name, texts in said.items() if item.id in texts}
+            cases.append(_case(kind, item, scores[item.id], answers, draw_case(item, roots)))
+    return cases
+
+
+def _lot(identifier: str) -> str:
+    return hashlib.sha256(identifier.encode()).hexdigest()
+
+
+def _take_turns(ranked: list[Item]) -> list[Item]:
+    """Return at most `CASES_PER_KIND` items: the best ranked of each task, then the second of each, and so on."""
+    queues: dict[str, list[Item]] = {}
+    for item in ranked:
+        queues.setdefault(str(item.record.get("task", "")), []).append(item)
+    chosen: list[Item] = []
+    while len(chosen) < CASES_PER_KIND and any(queues.values()):
+        for queue in queues.values():
+            if queue and len(chosen) < CASES_PER_KIND:
+                chosen.append(queue.pop(0))
+    return chosen
+
+
+def _case(
+    kind: str, item: Item, score: tuple[str, float], controls: Mapping[str, str], picture: Picture
+) -> dict[str, Any]:
+    return {
+        "kind": kind,
+        "id": item.id,
+        "task": str(item.record.get("task", "")),
+        "question": item.question,
+        "reference": item.reference,
+        "prediction": item.prediction,
+        "controls": dict(controls),
+        "metric": score[0],
+        "score": score[1],
+        "picture": picture.uri,
+        "note": picture.note,
+    }

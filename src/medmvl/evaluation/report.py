@@ -1,0 +1,129 @@
+"""report.html: one self-contained page made of an evaluation folder (results.json and details/)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from medmvl.evaluation.curves import loss_curve
+from medmvl.evaluation.table import control_names
+from medmvl.files import iter_jsonl, read_json, write_json, write_text
+
+DETAILS = "details"
+TRAINING = "training.json"
+MAX_LOG_ROWS = 4000
+
+LABELS = {
+    "closed_accuracy": "closed accuracy (strict)",
+    "closed_accuracy_published": "closed accuracy (as published)",
+    "token_f1_unimed": "token F1 (Uni-Med)",
+    "bleu1": "BLEU-1 (as published)",
+    "bleu1_nltk_mean": "BLEU-1, NLTK, mean",
+    "bleu1_hf_mean": "BLEU-1, HF, mean",
+    "bleu1_coco_corpus": "BLEU-1, COCO, corpus",
+    "bleu4_coco_corpus": "BLEU-4, COCO, corpus",
+    "rouge_1": "ROUGE-1",
+    "rouge_l": "ROUGE-L",
+    "rouge_l_coco": "ROUGE-L, COCO",
+    "meteor": "METEOR (exact and stem)",
+    "cider": "CIDEr-D (corpus)",
+    "open_recall": "open recall",
+    "open_f1": "open F1",
+    "accuracy": "accuracy (equality)",
+    "letter_accuracy": "letter accuracy (strict)",
+    "letter_accuracy_published": "letter accuracy (as published)",
+    "miou": "mean IoU",
+    "miou_published": "mean IoU (as published)",
+    "acc_iou50": "accuracy at IoU 0.5",
+    "label_f1_macro": "label F1, macro (rule-based)",
+    "label_f1_micro": "label F1, micro (rule-based)",
+}
+KINDS = (
+    ("changed", "What the image changed most", "Answers that gained most over the controls."),
+    ("best", "Best answers", "One per kind of question in turn. Boxes: green is the truth, orange the model's."),
+    ("worst", "Worst answers", "One per kind of question in turn. Boxes: green is the truth, orange the model's."),
+)
+
+
+def label(key: str) -> str:
+    """Return a metric's name for people."""
+    return LABELS.get(key, key)
+
+
+def number(value: float | None) -> str:
+    """Return three decimals, a dash for None."""
+    return "–" if value is None else f"{value:.3f}"
+
+
+def interval(bounds: Sequence[float] | None) -> str:
+    """Return "[0.81, 0.93]", nothing for None."""
+    return "" if bounds is None else f"[{bounds[0]:.2f}, {bounds[1]:.2f}]"
+
+
+def plain(question: str) -> str:
+    """Return a question without its media placeholders."""
+    return re.sub(r"\s*<(?:image|image3d|volume)>\s*", "", question)
+
+
+def _place(value: float) -> str:
+    """Return the x of a value on the 200 px strip whose rail runs from 5 to 195."""
+    return f"{5 + 190 * min(1.0, max(0.0, value)):.1f}"
+
+
+def environment() -> jinja2.Environment:
+    """Return the template environment: everything is escaped unless marked safe by us."""
+    loader = jinja2.PackageLoader("medmvl.evaluation", "templates")
+    found = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    found.globals.update(label=label, number=number, interval=interval, plain=plain, place=_place)
+    found.globals.update(controls=control_names, signed=lambda value: f"{value:+.3f}", kinds=KINDS)
+    found.globals.update(group_keys=_group_keys)
+    return found
+
+
+def _group_keys(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return the metric keys that occur in any group, in the order of LABELS."""
+    occurring = {key for scores in groups.values() for key in scores}
+    return [key for key in LABELS if key in occurring] + sorted(occurring - set(LABELS))
+
+
+def write_details(out: Path, benchmark: str, cases: list[dict[str, Any]]) -> None:
+    """Keep the drawn cases of a benchmark beside the results, so that the page can be made again."""
+    write_json(out / DETAILS / f"{benchmark}.json", {"cases": cases}, indent=None)
+
+
+def keep_training_log(out: Path, log: Path | Sequence[Mapping[str, Any]]) -> None:
+    """Keep what the loss curve needs of a run's log.jsonl (or its rows): stage, step, loss; thinned if very long."""
+    rows = list(iter_jsonl(log) if isinstance(log, str | Path) else log)
+    kept = [{key: row.get(key) for key in ("stage", "step", "loss")} for row in rows if "loss" in row]
+    every = max(1, -(-len(kept) // MAX_LOG_ROWS))
+    write_json(out / DETAILS / TRAINING, kept[::every], indent=None)
+
+
+def write_report(out: Path, title: str = "MedM-VL evaluation") -> Path:
+    """Make report.html from results.json and details/ in `out` and return its path."""
+    results = read_json(out / "results.json")
+    details = {name: _details(out, name) for name in results["benchmarks"]}
+    training = out / DETAILS / TRAINING
+    page = (
+        environment()
+        .get_template("report.html.j2")
+        .render(
+            title=title,
+            results=results,
+            synthetic=any(entry.get("synthetic") for entry in results["benchmarks"].values()),
+            curve=loss_curve(read_json(training)) if training.is_file() else "",
+            cases=lambda name, kind: [case for case in details[name] if case["kind"] == kind],
+            published=dict.fromkeys(results["benchmarks"]),
+        )
+    )
+    write_text(out / "report.html", page)
+    return out / "report.html"
+
+
+def _details(out: Path, benchmark: str) -> list[dict[str, Any]]:
+    path = out / DETAILS / f"{benchmark}.json"
+    return read_json(path)["cases"] if path.is_file() else []

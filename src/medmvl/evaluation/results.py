@@ -1,0 +1,125 @@
+"""results.json: one benchmark's entry, and how entries of several benchmarks share a file."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from medmvl.errors import EvaluationError
+from medmvl.evaluation.breakdown import by_finding, by_group, closed_answers
+from medmvl.evaluation.controls import MAJORITY, image_share, majority_answers
+from medmvl.evaluation.items import Item
+from medmvl.evaluation.scoring import Score, defined, score_columns
+from medmvl.evaluation.statistics import LEVEL, RESAMPLES, SEED
+from medmvl.evaluation.tasks import Benchmark
+from medmvl.files import read_json, write_json
+
+RESULTS = "results.json"
+FORMAT = 1
+_SOFTWARE = ("medmvl", "numpy", "rouge-score", "sacrebleu")
+
+
+def merge_results(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Join results of several benchmarks into one; a later part replaces an earlier one of the same benchmark.
+
+    Raises:
+        EvaluationError: if a part is not of the shape of results.json.
+    """
+    merged: dict[str, Any] = {"format": FORMAT, "benchmarks": {}}
+    for part in parts:
+        if not isinstance(part.get("benchmarks"), Mapping):
+            raise EvaluationError('These are not results: the key "benchmarks" with an object is missing.')
+        merged["benchmarks"].update(part["benchmarks"])
+        merged.update({key: value for key, value in part.items() if key != "benchmarks"})
+    return merged
+
+
+def results_of(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the content of results.json for finished benchmark entries."""
+    return {
+        "format": FORMAT,
+        "benchmarks": dict(entries),
+        "software": {"python": platform.python_version(), **_versions()},
+        "bootstrap": {"resamples": RESAMPLES, "level": LEVEL, "seed": SEED, "unit": "patient"},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for package in _SOFTWARE:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def write_results(out: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Write results.json into `out`, keeping the benchmarks that an earlier call wrote there, and return it all."""
+    path = out / RESULTS
+    earlier = [read_json(path)] if path.is_file() else []
+    results = merge_results([*earlier, results_of(entries)])
+    write_json(path, results)
+    return results
+
+
+def score_items(
+    benchmark: Benchmark, items: list[Item], controls: Mapping[str, list[Item]] | None = None
+) -> dict[str, Any]:
+    """Score one model's items and its controls: the benchmark's entry in results.json.
+
+    Args:
+        benchmark: what is scored how.
+        items: the model's answers.
+        controls: answers of the same model without the right image, by control name; `majority` is always added.
+    """
+    given = dict(controls or {})
+    scores = score_columns(benchmark, items)
+    if not scores:
+        raise EvaluationError(
+            f"None of the {len(items)} records fits a column of the benchmark {benchmark.name!r}. Its columns need the "
+            f"record keys that its converter writes (task, answer_type, boxes, labels). Check the benchmark's name."
+        )
+    answers = {**given, MAJORITY: majority_answers(items)}
+    return {
+        "title": benchmark.title,
+        "about": benchmark.about,
+        "licence": benchmark.licence,
+        "headline": benchmark.headline,
+        "synthetic": any(item.record.get("synthetic") for item in items),
+        "model": defined(scores),
+        "controls": {name: defined(score_columns(benchmark, theirs)) for name, theirs in answers.items()},
+        "image": image_share(benchmark, items, scores, given),
+        "scorers": _scorers(benchmark, scores),
+        "counts": _counts(items),
+        "breakdown": by_group(benchmark, items),
+        "findings": by_finding(benchmark, items),
+        "closed": closed_answers(items),
+    }
+
+
+def _scorers(benchmark: Benchmark, scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
+    described = {}
+    for key, score in scores.items():
+        metric = benchmark.column(key).metric
+        described[key] = {
+            "name": metric.name,
+            "version": metric.version,
+            "definition": metric.definition,
+            "dropped": score.dropped,
+            "empty": score.empty,
+        }
+    return described
+
+
+def _counts(items: Sequence[Item]) -> dict[str, int]:
+    return {
+        "records": len(items),
+        "patients": len({item.patient for item in items}),
+        "empty_predictions": sum(not item.prediction.strip() for item in items),
+        "empty_references": sum(not item.reference.strip() for item in items),
+        "chinese": sum(item.chinese for item in items),
+    }
