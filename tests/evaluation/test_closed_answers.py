@@ -35,10 +35,23 @@ def test_yes_and_no(item, prediction, reference, right):
 )
 @pytest.mark.parametrize(
     "question",
-    ["On which side is the nodule, left or right?", "Is the nodule on the left or right?", "Left, or right?"],
+    [
+        "On which side is the nodule, left or right?",
+        "Is the nodule on the left or right?",
+        "Left, or right?",
+        "Is the nodule on the left or the right side?",
+        "Is the nodule on the right or the left side?",
+    ],
 )
 def test_two_way_choices(item, prediction, right, question):
     assert closed_correct(item(prediction, "left", question, answer_type="CLOSED")) == right
+
+
+def test_options_of_several_words(item):
+    question = "Is it in the left or right lung?"
+    assert closed_correct(item("right lung", "right lung", question, answer_type="CLOSED")) == 1
+    assert closed_correct(item("the left lung", "right lung", question, answer_type="CLOSED")) == 0
+    assert closed_correct(item("left lung or right lung", "right lung", question, answer_type="CLOSED")) == 0
 
 
 def test_a_choice_without_stated_options_needs_equality(item):

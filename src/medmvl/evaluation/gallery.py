@@ -58,10 +58,15 @@ def pick_cases(
         ("worst", lambda item: scores[item.id][1]),
         ("best", lambda item: -scores[item.id][1]),
     ]
+    belongs: dict[str, Callable[[Item], bool]] = {
+        "changed": lambda item: gain(item) > 0,
+        "worst": lambda item: scores[item.id][1] < 1,
+        "best": lambda item: scores[item.id][1] > 0,
+    }
     if controls:
         orders.insert(0, ("changed", lambda item: -gain(item)))
     for kind, order in orders:
-        pool = [item for item in scored if item.id not in taken and (kind != "changed" or gain(item) > 0)]
+        pool = [item for item in scored if item.id not in taken and belongs[kind](item)]
         for item in _take_turns(sorted(pool, key=lambda item: (order(item), _lot(item.id)))):
             taken.add(item.id)
             answers = {name: texts[item.id] for name, texts in said.items() if item.id in texts}

@@ -23,15 +23,16 @@ CT_RATE_PATTERNS: Mapping[str, str] = {
     "Medical material": r"medical (?:material|device)s?|catheters?|pacemakers?|stents?|sternotomy|sutures?|port chamber"
     r"|central (?:venous )?line|endotracheal tube|nasogastric tube|chest tube|prosthe(?:sis|tic)|electrodes?|clips?\b"
     r"|implant(?:s|able)?\b|\bdevice\b",
-    "Arterial wall calcification": r"(?:aort\w*|arteri\w*|vascular)\b.{0,40}\b(?:calcif\w*|atheroscl\w*|atheromat\w*)"
-    r"|(?:calcif\w*|calcified|atheroscl\w*|atheromat\w*)\b.{0,60}\b(?:aort\w*|arteri\w*|vascular)"
+    "Arterial wall calcification": r"(?:aort\w*|(?<!coronary )arter\w*|vascular)\b.{0,40}"
+    r"\b(?:calcif\w*|atheroscl\w*|atheromat\w*)"
+    r"|(?:calcif\w*|atheroscl\w*|atheromat\w*)\b.{0,60}\b(?:aort\w*|(?<!coronary )arter\w*|vascular)"
     r"|calcified atheroma\w*",
     "Cardiomegaly": r"cardiomegaly|(?:enlarged|enlargement of the|increased) (?:heart|cardiac)"
     r"|(?:heart|cardiac (?:size|silhouette|contour|chambers?))[^.;]{0,30}\b(?:enlarged|increased|dilated)"
     r"|cardiothoracic (?:ratio|index)[^.;]{0,30}increase\w*",
     "Pericardial effusion": r"pericardial (?:effusion|fluid)|(?:effusion|fluid)[^.;]{0,20}pericardi\w*",
     "Coronary artery wall calcification": r"coronary\b.{0,40}\b(?:calcif\w*|atheroscl\w*|atheromat\w*)"
-    r"|(?:calcif\w*|calcified|atheroscl\w*|atheromat\w*)\b.{0,40}\bcoronary",
+    r"|(?:calcif\w*|atheroscl\w*|atheromat\w*)\b.{0,40}\bcoronary",
     "Hiatal hernia": r"hiat(?:al|us) hernia|hernia[^.;]{0,20}hiat\w*",
     "Lymphadenopathy": r"lymphadenopath\w*|enlarged lymph nodes?|lymph nodes?[^.;]{0,40}\b(?:enlarged|pathological)"
     r"|(?:pathological|enlarged)[^.;]{0,30}lymph nodes?",
@@ -91,7 +92,8 @@ def _negated(sentence: str, match: re.Match[str]) -> bool:
     for end in _SCOPE_END.finditer(scope):
         # "there is no ..." opens a clause and negates inside it: keep what follows the clause opener.
         scope = sentence[end.end() : match.start()]
-    if _CUE_BEFORE.search(scope):
+    # A pattern may span its own negation: "the coronary arteries are not calcified".
+    if _CUE_BEFORE.search(scope) or _CUE_BEFORE.search(match.group()):
         return True
     rest = sentence[match.end() :]
     clause = _SCOPE_END.split(rest, maxsplit=1)[0] if not _CUE_AFTER.match(rest) else rest

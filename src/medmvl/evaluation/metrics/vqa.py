@@ -88,15 +88,16 @@ def options_of(item: Item) -> list[str]:
     pair = _TWO_WAY.search(item.question.strip())
     if pair is None:
         return []
-    # The first side carries the start of the question ("is it left"): the reference tells how much of it is option.
-    first, second = normalize_word(pair.group(1)), normalize_word(pair.group(2))
-    if reference == second:
-        return [first.split()[-1], second] if first else []
-    return [reference, second] if _ends_with(first, reference) else []
-
-
-def _ends_with(text: str, words: str) -> bool:
-    return f" {text}".endswith(f" {words}")
+    # The sides carry more than the options ("is it on left" | "right side"): the reference tells how long an option is.
+    first, second = normalize_word(pair.group(1)).split(), normalize_word(pair.group(2)).split()
+    words = reference.split()
+    if second[: len(words)] == words:
+        others = [first[-len(words) :], first[-1:]]
+    elif first[-len(words) :] == words:
+        others = [second[: len(words)], second[:1]]
+    else:
+        return []
+    return [reference, *({" ".join(other) for other in others if other} - {reference})]
 
 
 def _occurs(words: str, text: str) -> bool:
