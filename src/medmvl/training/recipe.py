@@ -125,7 +125,7 @@ class LoRASection(Section):
 
     r: Count = 16
     """Rank."""
-    alpha: Positive = 32
+    alpha: Count = 32
     """Scale; the update is multiplied by alpha / r."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout before the adapter."""
@@ -190,8 +190,6 @@ class StageSection(Section):
     """Names of the data sets, or name -> weight; default: all of the recipe with their weights."""
     temperature: Positive | None = None
     """Draw data sets in proportion to size ** (1 / temperature) instead of by weight; 1 is plain, more is more even."""
-    group_modalities: bool = False
-    """Fill each micro-batch with records that have the same kinds of media."""
     template: str | None = None
     """Chat template of this stage; default: the model's."""
     epochs: Positive | None = None

@@ -1,0 +1,42 @@
+"""`medmvl train`: run a recipe."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+#: What a shell and a queue see of a process that ended because of SIGTERM.
+INTERRUPTED = 128 + signal.SIGTERM
+
+
+def train(
+    recipe: Annotated[Path, typer.Argument(help="YAML file.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<recipe name>.")] = None,
+    stage: Annotated[str | None, typer.Option(help="Run only this stage.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="Change a setting: key.path=value; may be repeated.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from whatever is in the run folder.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Check everything and print the cost; train nothing.")] = False,
+    hardware: Annotated[
+        str | None, typer.Option(help="With --dry-run: the machine to reckon for, such as '2xA100-80GB'.")
+    ] = None,
+) -> None:
+    """Train a model as a recipe says; stopped by SIGTERM it saves and exits with status 143."""
+    if dry_run:
+        from medmvl.training.dry_run import dry_run as run_dry
+
+        run_dry(recipe, set_ or (), hardware=hardware)
+        return
+    from medmvl.training.run import TrainingInterruptedError
+    from medmvl.training.run import train as run
+
+    try:
+        folder = run(recipe, out, resume=resume, stage=stage, overrides=set_ or ())
+    except TrainingInterruptedError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(INTERRUPTED) from error
+    typer.echo(f"Done: {folder}")

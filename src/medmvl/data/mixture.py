@@ -1,0 +1,122 @@
+"""Several data sets as one endless, reproducible stream of records.
+
+The stream has no state: which record stands at position p follows from the seed alone. A run that is resumed, or
+resumed on another number of devices, therefore continues with the very next record.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from medmvl.data.dataset import SampleDataset
+from medmvl.data.sample import Sample
+from medmvl.errors import DataError, did_you_mean
+
+
+class Mixture:
+    """Named data sets with weights, drawn without replacement.
+
+    Each data set is walked in random permutations of its own; an epoch of the mixture takes the next
+    `round(weight * len)` records of each and shuffles them together. Weight 0.5 thus shows the other half in the
+    next epoch, weight 2 shows every record twice.
+
+    Args:
+        datasets: name -> data set.
+        weights: name -> weight; default 1 each.
+        temperature: if given, an epoch has as many records as all data sets together, drawn in proportion to
+            `len ** (1 / temperature)` (XLM, arXiv 1901.07291); weights then multiply these shares.
+        seed: of the order.
+
+    Raises:
+        DataError: if there is nothing to draw from, or a weight names no data set.
+    """
+
+    def __init__(
+        self,
+        datasets: Mapping[str, SampleDataset],
+        weights: Mapping[str, float] | None = None,
+        temperature: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        weights = dict(weights or {})
+        for name in weights:
+            if name not in datasets:
+                raise DataError(f"The mixture weighs an unknown data set {name!r}. {did_you_mean(name, datasets)}")
+        empty = [name for name, dataset in datasets.items() if len(dataset) == 0]
+        if empty or not datasets:
+            raise DataError(f"The data set {empty[0]!r} holds no record." if empty else "The mixture has no data set.")
+        self.names = list(datasets)
+        self._datasets = list(datasets.values())
+        self._seed = seed
+        sizes = np.array([len(dataset) for dataset in self._datasets])
+        shares = np.array([weights.get(name, 1.0) for name in self.names])
+        self._starts = np.concatenate([[0], np.cumsum(sizes)])
+        self._draws = _draws(sizes, shares, temperature)
+        self._epochs: dict[int, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        """Number of records, each counted once."""
+        return int(self._starts[-1])
+
+    @property
+    def epoch_size(self) -> int:
+        """Number of records that an epoch shows."""
+        return int(self._draws.sum())
+
+    def draws(self) -> dict[str, int]:
+        """Return data set -> records per epoch."""
+        return {name: int(count) for name, count in zip(self.names, self._draws, strict=True)}
+
+    def stream(self, start: int, count: int) -> np.ndarray:
+        """Return (count,) int64 record numbers: positions start, start + 1, ... of the endless stream."""
+        pieces = []
+        while count > 0:
+            epoch, offset = divmod(start, self.epoch_size)
+            piece = self._epoch(epoch)[offset : offset + count]
+            pieces.append(piece)
+            start, count = start + len(piece), count - len(piece)
+        return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
+
+    def _epoch(self, epoch: int) -> np.ndarray:
+        """Return the order of an epoch; the last two are kept, since a step may reach into the next one."""
+        if epoch not in self._epochs:
+            parts = [self._walk(index, epoch * int(count), int(count)) for index, count in enumerate(self._draws)]
+            order = np.random.default_rng([self._seed, 0, epoch]).permutation(np.concatenate(parts))
+            self._epochs = {key: value for key, value in self._epochs.items() if abs(key - epoch) <= 1}
+            self._epochs[epoch] = order
+        return self._epochs[epoch]
+
+    def _walk(self, index: int, start: int, count: int) -> np.ndarray:
+        """Return positions start .. start + count of data set `index`'s own stream of permutations."""
+        size = len(self._datasets[index])
+        rounds = range(start // size, (start + count - 1) // size + 1)
+        walk = [np.random.default_rng([self._seed, 1 + index, number]).permutation(size) for number in rounds]
+        offset = start - rounds[0] * size
+        return np.concatenate(walk)[offset : offset + count] + self._starts[index]
+
+    def locate(self, number: int) -> tuple[SampleDataset, int]:
+        """Return the data set of record `number` and the record's index in it."""
+        index = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return self._datasets[index], int(number - self._starts[index])
+
+    def sample(self, number: int) -> Sample:
+        """Return record `number` with its paths as written; reads no media."""
+        dataset, index = self.locate(number)
+        return dataset.sample(index)
+
+    def __getitem__(self, number: int) -> Sample:
+        """Return record `number` with absolute, checked paths."""
+        dataset, index = self.locate(number)
+        return dataset[index]
+
+
+def _draws(sizes: np.ndarray, shares: np.ndarray, temperature: float | None) -> np.ndarray:
+    """Return how many records of each data set an epoch shows; at least one of each."""
+    if temperature is None:
+        wanted = sizes * shares
+    else:
+        wanted = sizes ** (1.0 / temperature) * shares
+        wanted = wanted / wanted.sum() * sizes.sum()
+    return np.maximum(np.rint(wanted), 1).astype(np.int64)

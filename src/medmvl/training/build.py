@@ -1,0 +1,198 @@
+"""From a recipe's model section to a model and its processor: the only place where its names become objects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from medmvl.data.formats import read_samples
+from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_PLACEHOLDER
+from medmvl.errors import ModelError, RecipeError
+from medmvl.imaging import Geometry, geometry
+from medmvl.models import MedMVLConfig, MedMVLForConditionalGeneration
+from medmvl.models.assemble import llm_config, tower_spec
+from medmvl.processing import ImageProcessor, MedMVLProcessor, Normalisation, VolumeProcessor
+from medmvl.processing.volume3d import GREY_TO_UNIT
+from medmvl.training.recipe import LLMSection, ModelSection, Recipe, TokenizerSection, TowerSection
+
+#: Special tokens of a trained tokenizer; those of ChatML, so that the chatml template speaks it natively.
+END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+
+#: The geometry of a volume tower that names none: the published MedM-VL chain.
+DEFAULT_GEOMETRY = "medm-vl-ct"
+
+#: A tokenizer is trained on at most so many records of each data set.
+TOKENIZER_RECORDS = 20_000
+
+
+def build(recipe: Recipe) -> tuple[MedMVLForConditionalGeneration, MedMVLProcessor]:
+    """Return the model that a recipe describes, and its processor.
+
+    Raises:
+        RecipeError, ModelError, DataError: if parts are unknown, cannot be loaded, or do not fit together.
+    """
+    section = recipe.model
+    if section.from_ is not None:
+        model = MedMVLForConditionalGeneration.from_pretrained(section.from_)
+        processor = MedMVLProcessor.from_pretrained(section.from_)
+        return model, processor.with_template(section.template) if section.template else processor
+    tokenizer = build_tokenizer(recipe)
+    towers = {name: tower for name in ("image", "volume") if (tower := getattr(section, name)) is not None}
+    model = MedMVLForConditionalGeneration.from_parts(
+        llm_source(section, tokenizer),
+        **{name: (tower.encoder, tower.connector) for name, tower in towers.items()},
+        **{f"{name}_size": tower.size for name, tower in towers.items()},
+    )
+    processor = build_processor(recipe, model.config, tokenizer)
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model, processor
+
+
+def build_config(recipe: Recipe) -> tuple[MedMVLConfig, MedMVLProcessor]:
+    """Return config and processor of the model that a recipe describes, without a weight being made or read."""
+    section = recipe.model
+    if section.from_ is not None:
+        return MedMVLConfig.from_pretrained(section.from_), MedMVLProcessor.from_pretrained(section.from_)
+    tokenizer = build_tokenizer(recipe)
+    text_config = llm_config(llm_source(section, tokenizer))
+    towers = {
+        name: tower_spec(tower.encoder, tower.connector, tower.size).to_dict()
+        for name in ("image", "volume")
+        if (tower := getattr(section, name)) is not None
+    }
+    config = MedMVLConfig(text_config=text_config.to_dict(), towers=towers)
+    return config, build_processor(recipe, config, tokenizer)
+
+
+def llm_source(section: ModelSection, tokenizer: PreTrainedTokenizerBase) -> str | dict[str, Any]:
+    """Return the LLM as a name, or as settings that fit the tokenizer."""
+    llm = section.llm
+    assert llm is not None
+    if llm.init_from is not None:
+        return llm.init_from
+    special = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    return special | {"vocab_size": len(tokenizer)} | dict(llm.config or {})
+
+
+def build_processor(recipe: Recipe, config: MedMVLConfig, tokenizer: PreTrainedTokenizerBase) -> MedMVLProcessor:
+    """Return the processor that fits `config`; placeholder ids are written into it."""
+    section = recipe.model
+    assert section.llm is not None
+    return MedMVLProcessor.from_parts(
+        config,
+        tokenizer,
+        image=image_processor(section.image, config) if section.image else None,
+        volume=volume_processor(section.volume, config) if section.volume else None,
+        template=section.template,
+        max_length=section.llm.max_length,
+    )
+
+
+def image_processor(tower: TowerSection, config: MedMVLConfig) -> ImageProcessor:
+    """Return the encoder's own image processor, or a plain one for an encoder that starts fresh."""
+    height, width = config.tower("image").input_size
+    folder = tower.encoder.get("init_from")
+    if folder is None:
+        return ImageProcessor.for_size(height, width)
+    try:
+        settings = dict(ImageProcessor.from_pretrained(folder).settings)
+    except OSError as error:
+        raise ModelError(
+            f"The encoder {folder!r} has no image processor: {str(error).splitlines()[0]} "
+            "Put its preprocessor_config.json into the folder."
+        ) from error
+    if tower.size is not None:
+        size = {"height": height, "width": width}
+        settings["size"] = size
+        if settings.get("crop_size"):
+            settings["crop_size"] = size
+    return ImageProcessor(settings)
+
+
+def volume_processor(tower: TowerSection, config: MedMVLConfig) -> VolumeProcessor:
+    """Return the volume processor: the tower's geometry at its size, then grey levels to [-1, 1]."""
+    settings = tower.geometry if tower.geometry is not None else DEFAULT_GEOMETRY
+    chosen = geometry(settings, size=config.tower("volume").input_size)
+    channels = config.tower("volume").encoder_spec.channels
+    if chosen.channels not in (1, channels):
+        raise RecipeError(
+            f"model.volume: the geometry {chosen.name!r} gives {chosen.channels} channels, the encoder takes {channels}."
+        )
+    return VolumeProcessor(chosen, normalisation(chosen))
+
+
+def normalisation(chosen: Geometry) -> Normalisation:
+    """Return what maps a geometry's values to [-1, 1]; values that the geometry normalised itself stay."""
+    if chosen.value_range is None:
+        return Normalisation()
+    low, high = chosen.value_range
+    if (low, high) == (0.0, 255.0):
+        return GREY_TO_UNIT
+    return Normalisation(mean=(low + high) / 2, std=(high - low) / 2)
+
+
+# --- tokenizers -------------------------------------------------------------------------------------------------
+
+
+def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
+    """Return the tokenizer that the recipe names, or one trained on the texts of its training data."""
+    llm = recipe.model.llm
+    assert llm is not None
+    source = _tokenizer_source(llm)
+    if isinstance(source, TokenizerSection):
+        return train_tokenizer(_texts(recipe), source.vocab_size)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The tokenizer {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return tokenizer
+
+
+def _tokenizer_source(llm: LLMSection) -> str | TokenizerSection:
+    if llm.tokenizer is not None:
+        return llm.tokenizer
+    return llm.init_from if llm.init_from is not None else TokenizerSection()
+
+
+def _texts(recipe: Recipe) -> Iterator[str]:
+    """Yield the texts of all data that some stage trains on."""
+    names = dict.fromkeys(name for stage in recipe.stages for name in recipe.mixture(stage))
+    for name in names:
+        for number, sample in enumerate(read_samples(recipe.path(recipe.data[name].path))):
+            if number >= TOKENIZER_RECORDS:
+                break
+            yield from (message.text for message in sample.messages)
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer (arXiv 1508.07909) with single digits and ChatML's special tokens.
+
+    Args:
+        texts: what it should write well; any other text can be written too, byte by byte.
+        vocab_size: with special tokens; fewer if the texts do not have so many pairs.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    # Single digits: sizes in millimetres and box coordinates stay comparable.
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [END_OF_TEXT, TURN_START, TURN_END, IMAGE_PLACEHOLDER, VOLUME_PLACEHOLDER]
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=TURN_END,
+        pad_token=END_OF_TEXT,
+        additional_special_tokens=[TURN_START, IMAGE_PLACEHOLDER, VOLUME_PLACEHOLDER],
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,0 +1,124 @@
+"""Samples end to end in one row, without seeing each other.
+
+A packed row needs two things: positions that begin anew with each sample, and attention that stays within a sample.
+The second is an attention function of our own, registered with transformers, that attends segment by segment; no
+mask of the size of the row squared is ever made. Loss and gradients equal those of padded rows (tested to 1e-5).
+
+A trap this avoids: with reset positions alone and an LLM that is left to build its key-value cache, transformers
+attends causally over the whole row, without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, PreTrainedModel
+from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
+
+#: Name under which transformers finds `packed_attention`. It has no mask function on purpose: transformers then
+#: builds no mask.
+PACKED = "medmvl_packed"
+
+_IGNORE = -100
+_MEDIA = ("pixel_values", "volume_values", "image_features", "volume_features")
+
+
+def pack(samples: Sequence[dict[str, Tensor]]) -> dict[str, Any]:
+    """Lay encoded samples end to end.
+
+    Args:
+        samples: `input_ids` (T_i,), `labels` (T_i,), maybe media (n_i, ...).
+
+    Returns:
+        input_ids, labels, position_ids (1, T) with T = sum of T_i; media (N, ...); `segments`, the T_i as a list.
+    """
+    segments = [len(sample["input_ids"]) for sample in samples]
+    labels = torch.cat([sample["labels"] for sample in samples])
+    # The last token of a sample must not learn to predict the first one of the next.
+    labels[torch.tensor([0, *segments[:-1]]).cumsum(0)] = _IGNORE
+    batch: dict[str, Any] = {
+        "input_ids": torch.cat([sample["input_ids"] for sample in samples]).unsqueeze(0),
+        "labels": labels.unsqueeze(0),
+        "position_ids": torch.cat([torch.arange(length) for length in segments]).unsqueeze(0),
+        "segments": segments,
+    }
+    for key in _MEDIA:
+        media = [sample[key] for sample in samples if key in sample]
+        if media:
+            batch[key] = torch.cat(media)
+    return batch
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    segments: Sequence[int] | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each segment of a row.
+
+    Args:
+        query: (1, heads, T, head width); `key` and `value` may have fewer heads (grouped-query attention).
+        segments: lengths that sum up to T; None: an ordinary row, handed to transformers' own function.
+        sliding_window: a token sees itself and at most so many minus one before it.
+
+    Returns:
+        (1, T, heads, head width), and None for the weights.
+    """
+    if segments is None:
+        kwargs.setdefault("is_causal", attention_mask is None and query.shape[2] > 1)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
+    groups = query.shape[1] // key.shape[1]
+    key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    pieces = zip(*(states.split(list(segments), dim=2) for states in (query, key, value)), strict=True)
+    attended = []
+    for q, k, v in pieces:
+        mask = _window_mask(q.shape[2], sliding_window, q.device)
+        attended.append(
+            scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
+            )
+        )
+    return torch.cat(attended, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _window_mask(length: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Return the (length, length) bool mask of sliding-window attention; None where plain causal is the same."""
+    if window is None or length <= window:
+        return None
+    position = torch.arange(length, device=device)
+    distance = position[:, None] - position[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+AttentionInterface.register(PACKED, packed_attention)
+
+
+@contextmanager
+def attention(language_model: PreTrainedModel, implementation: str | None) -> Iterator[None]:
+    """Let an LLM use another attention function for a while; None changes nothing."""
+    if implementation is None:
+        yield
+        return
+    before = language_model.config._attn_implementation
+    language_model.set_attn_implementation(implementation)
+    try:
+        yield
+    finally:
+        language_model.set_attn_implementation(before)
+
+
+def supports_packing(language_model: nn.Module) -> bool:
+    """Say whether an LLM lets its attention function be chosen, as all newer ones of transformers do."""
+    return bool(getattr(language_model, "_supports_attention_backend", False))

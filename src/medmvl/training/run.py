@@ -1,0 +1,302 @@
+"""Train a recipe: build, then for each stage load, apply, run, finish."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainingArguments, set_seed
+from transformers.utils import logging as hf_logging
+
+from medmvl.data.dataset import SampleDataset
+from medmvl.data.mixture import Mixture
+from medmvl.errors import RecipeError, TrainingError, did_you_mean
+from medmvl.files import PathLike
+from medmvl.models import MedMVLForConditionalGeneration
+from medmvl.processing import MedMVLProcessor
+from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler, StepShape, cost_of
+from medmvl.training.build import build
+from medmvl.training.callbacks import Bar, SaveAndStop, StageCallback, StepLog, StopSignal
+from medmvl.training.checkpoints import newest_whole
+from medmvl.training.distributed import barrier, is_main_process, join
+from medmvl.training.packing import PACKED, attention, supports_packing
+from medmvl.training.recipe import Recipe, RunSection, StageSection
+from medmvl.training.recipe_io import load_recipe
+from medmvl.training.run_folder import RunFolder, save_finished
+from medmvl.training.stage import AppliedStage, apply_stage, print_stage
+from medmvl.training.trainer import StageTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class TrainingInterruptedError(TrainingError):
+    """The run was asked to stop (SIGTERM, SIGUSR1) and has written a checkpoint to resume from."""
+
+
+def train(
+    recipe: Recipe | PathLike | dict[str, Any],
+    out: PathLike | None = None,
+    *,
+    resume: bool = False,
+    stage: str | None = None,
+    overrides: Iterable[str] = (),
+) -> Path:
+    """Train all stages of a recipe, or one, and return the folder of the last finished checkpoint.
+
+    Args:
+        recipe: a YAML file, a dictionary or a Recipe.
+        out: the run folder; default `runs/<recipe name>`.
+        resume: go on from whatever is there; with everything done, do nothing.
+        stage: run only this stage; what it starts from must be finished.
+        overrides: `key.path=value` settings.
+
+    Raises:
+        RecipeError: if the recipe is not valid, or `out` holds a run and `resume` is not set.
+        DataError, ModelError: if data or parts cannot be used.
+        TrainingError: if training cannot go on (no finite gradients, no memory, no disk space).
+        TrainingInterruptedError: if the run was asked to stop; a checkpoint is there.
+    """
+    recipe = load_recipe(recipe, overrides)
+    chosen = choose_stages(recipe, stage)
+    prepare(recipe)
+    folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
+    if is_main_process():
+        folder.open(recipe, resume or stage is not None)
+    barrier()
+    for section in chosen:
+        if folder.finished(folder.stage(section.name)):
+            logger.info("Stage %s is finished.", section.name)
+            continue
+        with plain_errors(section):
+            run_stage(recipe, section, folder)
+        if is_main_process():
+            folder.publish(section.name)
+    return folder.model if chosen[-1] is recipe.stages[-1] else folder.stage(chosen[-1].name)
+
+
+def run_stage(recipe: Recipe, stage: StageSection, folder: RunFolder) -> None:
+    """Run one stage from its start or its newest checkpoint to its finished one."""
+    model, processor = load_start(recipe, stage, folder)
+    set_seed(stage_seed(recipe, stage))
+    if stage.template is not None:
+        processor.with_template(stage.template)
+    applied = apply_stage(model, stage)
+    mixture = build_mixture(recipe, stage)
+    if is_main_process():
+        print_stage(applied, stage)
+    trainer = build_trainer(recipe, stage, folder, applied, processor, mixture)
+    checkpoint = newest_whole(folder.checkpoints(stage.name))
+    with StopSignal(trainer), attention(model.language_model, PACKED if trainer.packed else None):
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.interrupted and trainer.state.global_step < trainer.state.max_steps:
+        raise TrainingInterruptedError(
+            f"Stage {stage.name!r} was stopped after step {trainer.state.global_step} of {trainer.state.max_steps} "
+            "and has written a checkpoint. The same command with --resume goes on from there."
+        )
+    finish_stage(recipe, stage, folder, applied, processor)
+
+
+def load_start(
+    recipe: Recipe, stage: StageSection, folder: RunFolder
+) -> tuple[MedMVLForConditionalGeneration, MedMVLProcessor]:
+    """Return the model and processor that a stage starts from.
+
+    Raises:
+        RecipeError: if an earlier stage that it starts from is not finished.
+    """
+    source = start_folder(recipe, stage, folder)
+    if source == folder.init and not folder.finished(source):
+        set_seed(recipe.seed)
+        if is_main_process():
+            save_finished(source, *build(recipe), recipe, None)
+        barrier()
+    if not folder.finished(source) and source.parent == folder.root:
+        raise RecipeError(f"Stage {stage.name!r} starts from {source.name!r}, which is not finished. Run that first.")
+    model = MedMVLForConditionalGeneration.from_pretrained(source)
+    return model, MedMVLProcessor.from_pretrained(source)
+
+
+def start_folder(recipe: Recipe, stage: StageSection, folder: RunFolder) -> Path:
+    """Return the checkpoint folder that a stage starts from."""
+    names = [section.name for section in recipe.stages]
+    index = names.index(stage.name)
+    if stage.from_ is not None:
+        return folder.stage(stage.from_) if stage.from_ in names else Path(stage.from_)
+    if index > 0:
+        return folder.stage(names[index - 1])
+    return Path(recipe.model.from_) if recipe.model.from_ is not None else folder.init
+
+
+def stage_seed(recipe: Recipe, stage: StageSection) -> int:
+    """Return a seed of the stage's own: two stages must not see the data in the same order."""
+    return recipe.seed + 1000 * [section.name for section in recipe.stages].index(stage.name)
+
+
+def build_mixture(recipe: Recipe, stage: StageSection) -> Mixture:
+    """Return the stage's data."""
+    weights = recipe.mixture(stage)
+    return Mixture(
+        {name: open_dataset(recipe, name) for name in weights}, weights, stage.temperature, stage_seed(recipe, stage)
+    )
+
+
+def open_dataset(recipe: Recipe, name: str) -> SampleDataset:
+    """Open one of the recipe's data sets."""
+    section = recipe.data[name]
+    roots = [recipe.path(root) if root is not None else None for root in (section.image_root, section.volume_root)]
+    return SampleDataset(recipe.path(section.path), *roots)
+
+
+def total_steps(stage: StageSection, mixture: Mixture) -> int:
+    """Return the number of optimiser steps; the last step of the last epoch is filled up from the next epoch."""
+    if stage.max_steps is not None:
+        return stage.max_steps
+    epochs = stage.epochs if stage.epochs is not None else 1.0
+    return max(1, -int(-epochs * mixture.epoch_size // stage.batch_size))
+
+
+def build_trainer(
+    recipe: Recipe,
+    stage: StageSection,
+    folder: RunFolder,
+    applied: AppliedStage,
+    processor: MedMVLProcessor,
+    mixture: Mixture,
+) -> StageTrainer:
+    """Join model, data and settings into a trainer."""
+    steps = total_steps(stage, mixture)
+    args = training_arguments(recipe, stage, folder, steps)
+    shape = StepShape.of(stage.batch_size, stage.micro_batch_size, args.world_size)
+    args.gradient_accumulation_steps = shape.accumulation
+    args._n_gpu = min(args.n_gpu, 1)  # several GPUs in one process would mean DataParallel; torchrun is the way
+    sampler = StepSampler(
+        mixture, steps, shape, args.process_index, lambda number: cost_of(mixture.sample(number), processor)
+    )
+    packed = stage.packing and supports_packing(applied.model.language_model)
+    callbacks: list[StageCallback] = [StepLog(folder.log, stage.name), SaveAndStop(stage.save_every)]
+    if recipe.run.progress:
+        callbacks.append(Bar(stage.name))
+    trainer = StageTrainer(
+        applied,
+        args,
+        sampler,
+        EncodedRecords(mixture, processor),
+        BatchMaker(processor, packed, stage.supervised_logits),
+        callbacks=list(callbacks),
+        keep=stage.keep,
+        stop_after_nans=stage.stop_after_nans,
+        prefetch=recipe.run.prefetch,
+    )
+    for callback in callbacks:
+        callback.trainer = trainer
+    return trainer
+
+
+def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, steps: int) -> TrainingArguments:
+    """Return the settings in the words of transformers."""
+    run = recipe.run
+    return TrainingArguments(
+        output_dir=str(folder.checkpoints(stage.name)),
+        max_steps=steps,
+        per_device_train_batch_size=stage.batch_size,
+        learning_rate=max(part.lr or stage.lr or 0.0 for part in stage.train.values()),
+        lr_scheduler_type=stage.scheduler,
+        warmup_steps=stage.warmup,
+        optim="adamw_torch" if stage.optimizer == "adamw" else "adamw_bnb_8bit",
+        adam_beta1=stage.betas[0],
+        adam_beta2=stage.betas[1],
+        weight_decay=stage.weight_decay,
+        max_grad_norm=stage.max_grad_norm,
+        bf16=stage.precision == "bf16",
+        fp16=stage.precision == "fp16",
+        activation_checkpointing=stage.activation_checkpointing,
+        activation_checkpointing_kwargs={"use_reentrant": False} if stage.activation_checkpointing else None,
+        torch_compile=stage.compile,
+        seed=stage_seed(recipe, stage),
+        use_cpu=use_cpu(run),
+        dataloader_num_workers=run.workers,
+        remove_unused_columns=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        save_strategy="no",
+        report_to=["tensorboard"] if run.tensorboard else [],
+        disable_tqdm=True,
+    )
+
+
+def use_cpu(run: RunSection) -> bool:
+    """Say whether to stay on the CPU.
+
+    Raises:
+        RecipeError: if the device that the recipe names is not there.
+    """
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if run.device != "auto" and not present[run.device]:
+        raise RecipeError(f"run.device is {run.device!r}, which this machine does not have. Use auto or cpu.")
+    return run.device == "cpu" or not (present["cuda"] or present["mps"])
+
+
+def finish_stage(
+    recipe: Recipe, stage: StageSection, folder: RunFolder, applied: AppliedStage, processor: MedMVLProcessor
+) -> None:
+    """Undo what the stage did to the model's form and write the finished checkpoint."""
+    if is_main_process():
+        model = applied.finish()
+        model.to(getattr(torch, stage.save_dtype))
+        save_finished(folder.stage(stage.name), model, processor, recipe, stage.name)
+    barrier()
+
+
+# --- around a run -----------------------------------------------------------------------------------------------
+
+
+def choose_stages(recipe: Recipe, name: str | None) -> list[StageSection]:
+    """Return all stages, or the one called `name`."""
+    if name is None:
+        return recipe.stages
+    names = [stage.name for stage in recipe.stages]
+    if name not in names:
+        raise RecipeError(f"The recipe has no stage {name!r}. {did_you_mean(name, names)}")
+    return [recipe.stage(name)]
+
+
+def prepare(recipe: Recipe) -> None:
+    """Import the recipe's plugins and quieten what is not meant for the user."""
+    for module in recipe.plugins:
+        try:
+            importlib.import_module(module)
+        except ImportError as error:
+            raise RecipeError(f"The plugin {module!r} cannot be imported: {error}.") from error
+    hf_logging.disable_progress_bar()
+    join(cpu=use_cpu(recipe.run))
+
+
+@contextmanager
+def plain_errors(stage: StageSection) -> Iterator[None]:
+    """Turn what the machine does to a run into an error that says what was kept and what to do."""
+    kept = "Finished stages and checkpoints are kept; the same command with --resume goes on from the newest one."
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise TrainingError(
+            f"Stage {stage.name!r} ran out of memory. Lower micro_batch_size (the result stays the same), or set "
+            f"activation_checkpointing. {kept}"
+        ) from error
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrainingError(f"Stage {stage.name!r}: the disk is full ({error.filename}). Make room. {kept}") from error
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        first_line = str(error).splitlines()[0]
+        raise TrainingError(
+            f"Stage {stage.name!r}: a process that loads data has died ({first_line}). Often it ran out of memory: lower "
+            f"run.workers. {kept}"
+        ) from error

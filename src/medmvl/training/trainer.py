@@ -1,0 +1,251 @@
+"""`transformers.Trainer` with what our stages need: groups per part, exact sampling, exact resume, skipped NaN steps.
+
+What is overridden, and why:
+- the loader, because the order of the data is a function of the seed and the step (`batches.StepSampler`);
+- the optimiser's groups, because every part has its own learning rate;
+- saving and loading, because only what trains needs to be saved, whole or not at all, and because the stock loading
+  matches key names leniently and may restore nothing;
+- the gradient norm, because a NaN must not reach the weights.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+from medmvl.errors import CheckpointError, TrainingError
+from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler
+from medmvl.training.checkpoints import rotate, whole_folder
+from medmvl.training.stage import AppliedStage
+
+logger = logging.getLogger(__name__)
+
+WEIGHTS = "trainable.safetensors"
+STATE = "trainer_state.json"
+
+
+@dataclass
+class StepFacts:
+    """What the log says about one optimiser step.
+
+    Attributes:
+        tokens: without padding, over all devices.
+        positions: with padding, over all devices.
+        supervised: tokens with a label, over all devices.
+        ids: records of this device, per micro-batch.
+        losses: share of the step's loss of each micro-batch of this device.
+        grad_norm: before clipping.
+        skipped: True if the gradient was not finite and the weights were left alone.
+    """
+
+    tokens: int = 0
+    positions: int = 0
+    supervised: int = 0
+    ids: list[list[str]] = field(default_factory=list)
+    losses: list[Tensor] = field(default_factory=list)
+    grad_norm: float = math.nan
+    skipped: bool = False
+    started: float = field(default_factory=time.perf_counter)
+
+    def suspects(self) -> list[str]:
+        """Return the ids of the micro-batches whose loss is not finite; all ids if every loss is finite."""
+        bad = [ids for ids, loss in zip(self.ids, self.losses, strict=False) if not torch.isfinite(loss)]
+        return [identifier for ids in bad or self.ids for identifier in ids]
+
+
+class StageTrainer(Trainer):
+    """Runs one stage.
+
+    Args:
+        applied: the model with what trains.
+        sampler: the micro-batches of this device.
+        records: record number -> encoded sample.
+        make_batch: encoded samples -> inputs.
+        keep: how many checkpoints are kept.
+        stop_after_nans: steps without a finite gradient in a row that end the run.
+        prefetch: batches each loader process prepares ahead.
+    """
+
+    def __init__(
+        self,
+        applied: AppliedStage,
+        args: TrainingArguments,
+        sampler: StepSampler,
+        records: EncodedRecords,
+        make_batch: BatchMaker,
+        *,
+        callbacks: list[TrainerCallback],
+        keep: int = 2,
+        stop_after_nans: int = 5,
+        prefetch: int = 4,
+    ) -> None:
+        use_cache = applied.model.config.use_cache if hasattr(applied.model.config, "use_cache") else None
+        super().__init__(model=applied.model, args=args, train_dataset=records, callbacks=callbacks)
+        if use_cache is None:  # the Trainer writes its own setting into the config; a checkpoint must not carry it
+            del self.model.config.use_cache
+        else:
+            self.model.config.use_cache = use_cache
+        self.remove_callback(PrinterCallback)
+        self.remove_callback(ProgressCallback)
+        self.applied = applied
+        self.facts = StepFacts()
+        self.stop_requested = False  # by a signal to this process
+        self.interrupted = False  # agreed between all processes
+        self.packed = make_batch.packed
+        self._sampler, self._make_batch = sampler, make_batch
+        self._keep, self._stop_after_nans, self._prefetch = keep, stop_after_nans, prefetch
+        self._nans_in_a_row = 0
+
+    # --- data ---------------------------------------------------------------------------------------------------
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Return the loader of this device's micro-batches; sharing out is the sampler's affair, not accelerate's."""
+        workers = self.args.dataloader_num_workers
+        return DataLoader(
+            self.train_dataset,
+            batch_sampler=self._sampler,
+            collate_fn=self._make_batch,
+            num_workers=workers,
+            pin_memory=self.args.dataloader_pin_memory and torch.cuda.is_available(),
+            prefetch_factor=self._prefetch if workers else None,
+        )
+
+    def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
+        """Collect a step's micro-batches and count its tokens over all devices.
+
+        Raises:
+            MedMVLError: if a record of the step cannot be used.
+        """
+        batches = list(islice(epoch_iterator, num_batches))
+        for batch in batches:
+            if "error" in batch:
+                raise batch["error"]
+        counts = [sum(batch[key] for batch in batches) for key in ("supervised", "tokens", "positions")]
+        totals = torch.tensor([*counts, int(self.stop_requested)], device=device)
+        if self.args.world_size > 1:
+            # The stop signal travels along, so that all devices stop after the same step.
+            torch.distributed.all_reduce(totals)
+        supervised, tokens, positions, stop = totals.tolist()
+        self.interrupted = self.interrupted or bool(stop)
+        self.facts = StepFacts(tokens, positions, supervised, [batch["ids"] for batch in batches])
+        return batches, totals[0]
+
+    # --- one step -----------------------------------------------------------------------------------------------
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Return this micro-batch's share of the step's token-weighted mean loss."""
+        for key in ("ids", "tokens", "positions", "supervised"):
+            inputs.pop(key, None)
+        # With a cache, an LLM given reset positions would attend over the whole packed row.
+        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Run forward and backward of a micro-batch and note its loss."""
+        loss = super().training_step(*args, **kwargs)
+        self.facts.losses.append(loss)
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        """Leave the weights alone if the gradient is not finite.
+
+        Raises:
+            TrainingError: after `stop_after_nans` such steps in a row.
+        """
+        norm = super()._get_grad_norm(model, grad_norm)
+        self.facts.grad_norm = float(norm)
+        if math.isfinite(self.facts.grad_norm) or self.args.fp16:  # fp16 has a loss scaler that does the same
+            self._nans_in_a_row = 0
+            return norm
+        model.zero_grad(set_to_none=True)  # Adam passes over parameters without a gradient
+        self.facts.skipped = True
+        self._nans_in_a_row += 1
+        suspects = ", ".join(self.facts.suspects()[:16])
+        step = self.state.global_step + 1
+        logger.warning("Step %d is skipped: its gradient is not finite. Records: %s.", step, suspects)
+        if self._nans_in_a_row >= self._stop_after_nans:
+            raise TrainingError(
+                f"{self._nans_in_a_row} steps in a row had no finite gradient; the last one, step {step}, held the "
+                f"records {suspects}. Look at these records, lower the learning rate, or train in fp32."
+            )
+        return norm
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Return the optimiser with its groups per part."""
+        if getattr(self, "optimizer", None) is None:
+            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer: torch.optim.Optimizer = optimizer_class(self.applied.optimizer_groups(), **settings)
+        return self.optimizer
+
+    def _get_learning_rate(self) -> float:
+        """Return the current learning rate of the part that trains fastest, for the log."""
+        return max(float(group["lr"]) for group in self.optimizer.param_groups)
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
+        """Write what trains, optimiser, schedule, random numbers and state; whole or not at all."""
+        folder = Path(self.args.output_dir)
+        target = folder / f"checkpoint-{self.state.global_step}"
+        if self.args.world_size > 1:
+            self._save_from_all(target)
+        else:
+            with whole_folder(target) as aside:
+                self._write_shared(aside)
+                self._save_rng_state(str(aside))
+        if self.args.should_save:
+            best = self.state.best_model_checkpoint
+            rotate(folder, self._keep, Path(best) if best else None)
+
+    def _save_from_all(self, target: Path) -> None:
+        """Write a checkpoint to which every device adds its random numbers."""
+        aside = target.with_name(f".{target.name}.ranks")
+        aside.mkdir(parents=True, exist_ok=True)
+        self._save_rng_state(str(aside))
+        torch.distributed.barrier()
+        if self.args.should_save:
+            with whole_folder(target) as writing:
+                self._write_shared(writing)
+                for file in aside.iterdir():
+                    file.replace(writing / file.name)
+            aside.rmdir()
+        torch.distributed.barrier()
+
+    def _write_shared(self, folder: Path) -> None:
+        """Write what is the same on every device."""
+        weights = {name: p.detach().to("cpu").contiguous() for name, p in self.applied.trainable().items()}
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        self._save_optimizer_and_scheduler(str(folder))
+        self._save_scaler(str(folder))
+        self.state.save_to_json(str(folder / STATE))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        """Put a checkpoint's weights into the model; every name and shape must be the same.
+
+        Raises:
+            CheckpointError: if the checkpoint holds other weights than this stage trains.
+        """
+        saved = load_file(Path(resume_from_checkpoint) / WEIGHTS)
+        wanted = self.applied.trainable()
+        shapes = {name: tuple(value.shape) for name, value in saved.items()}
+        if shapes != {name: tuple(p.shape) for name, p in wanted.items()}:
+            strange = sorted(set(saved) ^ set(wanted)) or [n for n in saved if shapes[n] != tuple(wanted[n].shape)]
+            raise CheckpointError(
+                f"{resume_from_checkpoint} was written by a stage that trains other weights (such as {strange[0]}). "
+                "Resume with the recipe it was started with, or start anew in another folder."
+            )
+        with torch.no_grad():
+            for name, parameter in wanted.items():
+                parameter.copy_(saved[name])

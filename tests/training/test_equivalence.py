@@ -1,0 +1,142 @@
+"""Every shortcut of a training step gives the loss and the gradients of the plain way."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from medmvl.data.dataset import SampleDataset
+from medmvl.data.mixture import Mixture
+from medmvl.models.assemble import llm_config
+from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler, StepShape, share_out
+from medmvl.training.build import build
+from medmvl.training.packing import PACKED, attention
+from medmvl.training.recipe_io import load_recipe
+from medmvl.training.run import train
+from medmvl.training.run_folder import read_log
+
+from .conftest import MODEL
+
+TOLERANCE = 1e-5  # relative to the largest gradient; measured 4e-7 in fp32
+
+
+def gradients(model, batch):
+    model.zero_grad()
+    inputs = {key: value for key, value in batch.items() if key not in ("ids", "tokens", "positions", "supervised")}
+    loss = model(**inputs, use_cache=False).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def assert_same(first, second):
+    torch.testing.assert_close(first[0], second[0], rtol=1e-5, atol=1e-6)
+    assert set(first[1]) == set(second[1])
+    scale = max(float(g.abs().max()) for g in first[1].values())
+    worst = max(float((first[1][name] - second[1][name]).abs().max()) for name in first[1])
+    assert worst <= TOLERANCE * scale
+
+
+@pytest.mark.parametrize(
+    "llm",
+    [
+        {},
+        {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 8, "max_window_layers": 0},
+        {"model_type": "phi3", "sliding_window": 8},
+        {"model_type": "phi", "num_key_value_heads": 4},
+    ],
+    ids=["llama", "qwen2-window", "phi3-window", "phi"],
+)
+def test_packing_and_supervised_logits_change_nothing(recipe, data_folder, llm):
+    settings = recipe({})
+    settings["model"]["llm"]["config"] = MODEL["llm"]["config"] | llm
+    torch.manual_seed(0)
+    model, processor = build(load_recipe(settings))
+    model.train()
+    records = EncodedRecords(Mixture({"d": SampleDataset(data_folder / "d.jsonl")}), processor)
+    samples = [records[i] for i in range(8)]
+    plain = gradients(model, BatchMaker(processor, packed=False, supervised_only=False)(samples))
+    assert_same(plain, gradients(model, BatchMaker(processor, packed=False, supervised_only=True)(samples)))
+    with attention(model.language_model, PACKED):
+        assert_same(plain, gradients(model, BatchMaker(processor, packed=True, supervised_only=False)(samples)))
+        assert_same(plain, gradients(model, BatchMaker(processor, packed=True, supervised_only=True)(samples)))
+    assert llm_config(model.language_model)._attn_implementation == "sdpa"
+
+
+def test_samples_of_a_packed_row_do_not_see_each_other(recipe, data_folder):
+    torch.manual_seed(0)
+    model, processor = build(load_recipe(recipe({})))
+    records = EncodedRecords(Mixture({"d": SampleDataset(data_folder / "d.jsonl")}), processor)
+    make = BatchMaker(processor, packed=True, supervised_only=False)
+    text_only = [records[3], records[7], records[11]]
+    batch = make(text_only)
+    length = batch["segments"][0]
+    with torch.no_grad(), attention(model.eval().language_model, PACKED):
+        keys = ("input_ids", "position_ids", "segments")
+        before = model(**{key: batch[key] for key in keys}, use_cache=False).logits
+        batch["input_ids"][0, :length] = 5
+        after = model(**{key: batch[key] for key in keys}, use_cache=False).logits
+    assert not torch.equal(before[:, :length], after[:, :length])
+    assert torch.equal(before[:, length:], after[:, length:])
+
+
+def test_eight_at_once_equal_eight_times_one(recipe, tmp_path):
+    logs = []
+    for name, size in (("once", None), ("threes", 3), ("ones", 1)):
+        out = tmp_path / name
+        train(recipe({"batch_size": 8, "micro_batch_size": size, "max_steps": 3, "warmup": 0, "lr": 1e-3}), out)
+        logs.append(read_log(out / "log.jsonl"))
+    for other in logs[1:]:
+        for first, second in zip(logs[0], other, strict=True):
+            assert first["loss"] == pytest.approx(second["loss"], rel=1e-5)
+            assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
+            assert first["supervised"] == second["supervised"]
+
+
+def test_padded_and_packed_runs_have_the_same_course(recipe, tmp_path):
+    logs = []
+    for packing in (True, False):
+        out = tmp_path / str(packing)
+        train(recipe({"packing": packing, "supervised_logits": packing, "lr": 1e-3}), out)
+        logs.append(read_log(out / "log.jsonl"))
+    for packed, padded in zip(*logs, strict=True):
+        assert packed["loss"] == pytest.approx(padded["loss"], rel=1e-5)
+        assert packed["positions"] == packed["tokens"] == padded["tokens"] < padded["positions"]
+
+
+def test_bf16_stays_near_and_frozen_parts_keep_their_numbers(recipe, tmp_path):
+    from safetensors.torch import load_file
+
+    stage = {"train": {"image_connector": "full", "llm": {"mode": "lora", "lora": {"r": 2}}}, "lr": 1e-3}
+    train(recipe(stage), tmp_path / "fp32")
+    train(recipe(stage | {"precision": "bf16"}), tmp_path / "bf16")
+    exact, rough = (read_log(tmp_path / name / "log.jsonl") for name in ("fp32", "bf16"))
+    for a, b in zip(exact, rough, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
+    before = load_file(tmp_path / "bf16" / "init" / "model.safetensors")
+    after = load_file(tmp_path / "bf16" / "model" / "model.safetensors")
+    frozen = [key for key in before if "volume" in key or "image.encoder" in key or "embed" in key]
+    assert frozen
+    assert all(torch.equal(before[key], after[key]) for key in frozen)
+
+
+def test_steps_are_shared_out_completely_and_evenly(data_folder):
+    mixture = Mixture({"d": SampleDataset(data_folder / "d.jsonl")})
+    shape = StepShape.of(batch_size=10, micro_batch_size=2, world=2)
+    assert shape.accumulation == 3
+    costs = {n: ("image" if n % 2 else "", float(n + 1)) for n in range(len(mixture))}
+    ranks = [list(StepSampler(mixture, 2, shape, rank, costs.__getitem__)) for rank in range(2)]
+    assert [len(batches) for batches in ranks] == [6, 6]
+    for step in range(2):
+        numbers = [n for rank in ranks for batch in rank[3 * step : 3 * step + 3] for n in batch]
+        assert sorted(numbers) == sorted(mixture.stream(10 * step, 10).tolist())
+    assert all(batch for rank in ranks for batch in rank)
+
+
+def test_share_out_keeps_kinds_and_lengths_together():
+    import numpy as np
+
+    kinds = ["image", "", "image", "", "image", ""]
+    groups = share_out(kinds, np.array([10.0, 3, 9, 3, 11, 30]), 3)
+    assert sorted(i for group in groups for i in group) == list(range(6))
+    assert groups[0] == [5]  # the long text alone
+    assert share_out([""] * 3, np.array([100.0, 1, 1]), 3) == [[0], [1], [2]]

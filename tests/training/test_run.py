@@ -1,0 +1,171 @@
+"""Recipes run: stages follow each other, freeze what they say, and leave whole checkpoints."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medmvl.errors import DataError, RecipeError, TrainingError
+from medmvl.models import MedMVLForConditionalGeneration
+from medmvl.processing import MedMVLProcessor
+from medmvl.training.run import train
+from medmvl.training.run_folder import read_log
+
+from .conftest import CONNECTORS, EVERYTHING
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_three_kinds_of_stage_run_and_train_only_what_they_say(recipe, tmp_path):
+    stages = [
+        {"train": CONNECTORS},
+        {"train": EVERYTHING},
+        {"train": {"llm": {"mode": "lora", "lora": {"r": 2}}, "image_encoder": {"only": ["layers"]}}},
+    ]
+    out = train(recipe(*stages), tmp_path / "run")
+    assert out == tmp_path / "run" / "model"
+    before = weights(tmp_path / "run" / "init")
+    changed = []
+    for name in ("s0", "s1", "s2"):
+        after = weights(tmp_path / "run" / name)
+        assert set(after) == set(before)  # LoRA is merged: the same plain model every time
+        changed.append({key for key in after if not torch.equal(after[key], before[key])})
+        before = after
+    assert changed[0]
+    assert all("connector" in key for key in changed[0])
+    assert changed[1] == set(before)
+    assert changed[2]
+    assert all("_proj" in key or "image.encoder" in key for key in changed[2])
+    assert not any("embeddings" in key or "lm_head" in key for key in changed[2])
+
+
+def test_a_finished_stage_is_self_contained(recipe, tmp_path):
+    folder = train(recipe({}), tmp_path / "run")
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "chat_template.jinja", "recipe.yaml"} <= names
+    assert "use_cache" not in json.loads((folder / "config.json").read_text())
+    model = MedMVLForConditionalGeneration.from_pretrained(folder)
+    assert model.language_model.config._attn_implementation == "sdpa"
+    assert MedMVLProcessor.from_pretrained(folder).image_tokens == 4
+    environment = json.loads((folder / "environment.json").read_text())
+    assert environment["stage"] == "s0"
+    assert environment["packages"]["torch"] == torch.__version__
+    assert not list(folder.glob("*.bin"))  # no pickled training arguments
+
+
+def test_the_log_has_a_line_per_step(recipe, tmp_path):
+    train(recipe({"epochs": 1.5, "scheduler": "linear", "warmup": 2}, {"max_steps": 2}), tmp_path / "run")
+    rows = read_log(tmp_path / "run" / "log.jsonl")
+    assert [(row["stage"], row["step"]) for row in rows] == [("s0", i) for i in range(1, 6)] + [("s1", 1), ("s1", 2)]
+    assert [row["lr"] for row in rows[:3]] == [0.0, 0.005, 0.01]
+    assert all(row["loss"] > 0 and 0 < row["supervised"] < row["tokens"] == row["positions"] for row in rows)
+
+
+def test_training_learns(recipe, tmp_path):
+    train(recipe({"max_steps": 25, "warmup": 0, "batch_size": 18}), tmp_path / "run")
+    losses = [row["loss"] for row in read_log(tmp_path / "run" / "log.jsonl")]
+    assert losses[0] > 5
+    assert losses[-1] < 2
+
+
+def test_stages_can_be_run_one_by_one(recipe, tmp_path):
+    two = recipe({"max_steps": 1}, {"max_steps": 1, "from": "s0"})
+    with pytest.raises(RecipeError, match="starts from 's0', which is not finished"):
+        train(two, tmp_path / "run", stage="s1")
+    assert train(two, tmp_path / "run", stage="s0") == tmp_path / "run" / "s0"
+    assert train(two, tmp_path / "run", stage="s1") == tmp_path / "run" / "model"
+    together = train(two, tmp_path / "other")
+    a, b = weights(tmp_path / "run" / "model"), weights(together)
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    with pytest.raises(RecipeError, match="no stage 's3'"):
+        train(two, tmp_path / "run", stage="s3")
+
+
+def test_a_checkpoint_can_start_another_recipe(recipe, tmp_path):
+    first = train(recipe({"max_steps": 1}), tmp_path / "a")
+    second = recipe({"max_steps": 1, "train": {"image_connector": "full"}}, model={"from": str(first)})
+    folder = train(second, tmp_path / "b")
+    before, after = weights(first), weights(folder)
+    assert any(not torch.equal(after[key], before[key]) for key in after if "towers.image.connector" in key)
+    assert all(torch.equal(after[key], before[key]) for key in after if "image.connector" not in key)
+    with pytest.raises(RecipeError, match="trains 'audio|has no part|trains"):
+        train(recipe({"train": {"volume_encoder": {"only": ["nothing"]}}}, model={"from": str(first)}), tmp_path / "c")
+
+
+def test_a_run_is_not_overwritten_nor_continued_with_other_settings(recipe, tmp_path):
+    train(recipe({"max_steps": 1}), tmp_path / "run")
+    with pytest.raises(RecipeError, match="holds a run already"):
+        train(recipe({"max_steps": 1}), tmp_path / "run")
+    with pytest.raises(RecipeError, match=r"differs in stages\.s0\.max_steps"):
+        train(recipe({"max_steps": 2}), tmp_path / "run", resume=True)
+    log = (tmp_path / "run" / "log.jsonl").read_bytes()
+    assert train(recipe({"max_steps": 1, "micro_batch_size": 2}), tmp_path / "run", resume=True).is_dir()
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
+
+
+def test_a_bad_record_is_named(recipe, tmp_path, data_folder):
+    rows = (data_folder / "d.jsonl").read_text().splitlines()
+    broken = json.loads(rows[0]) | {"id": "the-bad-one", "image": ["gone.png"]}
+    (tmp_path / "d.jsonl").write_text("\n".join([*rows[1:4], json.dumps(broken)]))
+    data = {"d": {"path": str(tmp_path / "d.jsonl"), "image_root": ".", "volume_root": "."}}
+    for workers in (0, 1):
+        run = {"progress": False, "device": "cpu", "workers": workers}
+        with pytest.raises(DataError) as caught:
+            train(recipe({"max_steps": 1, "batch_size": 4}, data=data, run=run), tmp_path / f"run{workers}")
+        assert "line 4, record 'the-bad-one'" in str(caught.value)
+        assert "Traceback" not in str(caught.value)
+
+
+def test_steps_without_finite_gradient_are_skipped_logged_and_end_the_run(recipe, tmp_path, monkeypatch):
+    from medmvl.training.trainer import StageTrainer
+
+    original = StageTrainer.compute_loss
+    poisoned = {2}
+
+    def poison(self, *args, **kwargs):
+        loss = original(self, *args, **kwargs)
+        return loss * float("nan") if self.state.global_step + 1 in poisoned else loss
+
+    monkeypatch.setattr(StageTrainer, "compute_loss", poison)
+    train(recipe({"max_steps": 4}), tmp_path / "a")
+    rows = read_log(tmp_path / "a" / "log.jsonl")
+    assert [row.get("skipped", False) for row in rows] == [False, True, False, False]
+    assert rows[1]["loss"] is None
+    assert len(rows[1]["ids"]) == 6
+    assert all(torch.isfinite(value).all() for value in weights(tmp_path / "a" / "model").values())
+    poisoned |= {3, 4}
+    with pytest.raises(TrainingError, match=r"3 steps in a row had no finite gradient.*records r"):
+        train(recipe({"max_steps": 9, "stop_after_nans": 3}), tmp_path / "b")
+
+
+def test_out_of_memory_and_a_full_disk_are_said_plainly(recipe, tmp_path, monkeypatch):
+    from medmvl.training.trainer import StageTrainer
+
+    def no_memory(self, *args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    def no_space(self, folder):
+        raise OSError(28, "No space left on device", str(folder))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "training_step", no_memory)
+        with pytest.raises(TrainingError, match="Lower micro_batch_size"):
+            train(recipe({}), tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "_write_shared", no_space)
+        with pytest.raises(TrainingError, match="the disk is full"):
+            train(recipe({"save_every": 1}), tmp_path / "b")
+    assert not list((tmp_path / "b" / "s0" / "checkpoints").glob("*"))
+    assert train(recipe({"save_every": 1}), tmp_path / "b", resume=True).is_dir()
+
+
+def test_a_device_that_is_not_there_is_refused(recipe, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has one")
+    with pytest.raises(RecipeError, match="does not have"):
+        train(recipe({}, run={"device": "cuda"}), tmp_path / "run")
