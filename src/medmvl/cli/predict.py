@@ -37,7 +37,7 @@ def predict(
     if control not in (None, "blank", "shuffled"):
         raise RecipeError(f"Unknown control {control!r}. {did_you_mean(str(control), ['blank', 'shuffled'])}")
     predictor = Predictor.from_pretrained(model, device=device, dtype=dtype, template=template)
-    with _progress("predicting") as on_row:
+    with progress("predicting") as on_row:
         predict_file(
             predictor,
             data,
@@ -68,7 +68,7 @@ def score(
     from medmvl.inference import Predictor, score_file
 
     predictor = Predictor.from_pretrained(model, device=device, dtype=dtype, template=template)
-    with _progress("scoring") as on_row:
+    with progress("scoring") as on_row:
         score_file(
             predictor, data, out, image_root=image_root, volume_root=volume_root, batch_size=batch_size, on_row=on_row
         )
@@ -109,7 +109,7 @@ def ask(
 
 
 @contextmanager
-def _progress(title: str) -> Iterator[Callable[[int, int], None]]:
+def progress(title: str) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on standard error."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

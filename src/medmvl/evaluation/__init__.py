@@ -3,8 +3,17 @@
 from __future__ import annotations
 
 from medmvl.evaluation.metrics import METRICS
+from medmvl.evaluation.model import evaluate_model
 from medmvl.evaluation.results import merge_results
 from medmvl.evaluation.run import evaluate_predictions
-from medmvl.evaluation.tasks import BENCHMARKS, Benchmark
+from medmvl.evaluation.tasks import BENCHMARKS, Benchmark, expand_benchmarks
 
-__all__ = ["BENCHMARKS", "METRICS", "Benchmark", "evaluate_predictions", "merge_results"]
+__all__ = [
+    "BENCHMARKS",
+    "METRICS",
+    "Benchmark",
+    "evaluate_model",
+    "evaluate_predictions",
+    "expand_benchmarks",
+    "merge_results",
+]

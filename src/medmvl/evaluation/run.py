@@ -11,6 +11,8 @@ from medmvl.errors import EvaluationError
 from medmvl.evaluation.controls import check_control_names
 from medmvl.evaluation.gallery import pick_cases
 from medmvl.evaluation.items import Faults, Item, make_item, read_items
+from medmvl.evaluation.label_files import attach_labels, read_label_file
+from medmvl.evaluation.metrics.labels import PREDICTED
 from medmvl.evaluation.pictures import MediaRoots
 from medmvl.evaluation.report import keep_training_log, write_details, write_report
 from medmvl.evaluation.results import score_items, write_results
@@ -28,6 +30,9 @@ def evaluate_predictions(
     controls: Mapping[str, Path] | None = None,
     *,
     references: Path | None = None,
+    labels: Path | None = None,
+    predicted_labels: Path | None = None,
+    labeller: str | None = None,
     strict: bool = False,
     max_faulty: float = MAX_FAULTY,
     image_root: Path | None = None,
@@ -46,6 +51,9 @@ def evaluate_predictions(
         controls: predictions of the same model on the same records without the right image, by control name
             (`blank`, `shuffled`, `text_only`).
         references: the records that should have been answered, to find missing and unknown ids.
+        labels: label file with the true findings of reports, for records that carry none.
+        predicted_labels: label file with the findings of the generated reports, made by a labeller outside.
+        labeller: a name in `LABELLERS`, instead of the benchmark's own.
         strict: stop at the first faulty row.
         max_faulty: share of faulty rows above which the evaluation ends with an error after writing its files.
         image_root: folder below which the records' image paths lie, for the pictures of the report.
@@ -60,13 +68,19 @@ def evaluate_predictions(
         DataError: if a file is missing or is not JSON Lines.
         EvaluationError: for an unknown benchmark or control, rows that cannot be scored, too many faults.
     """
-    task = BENCHMARKS[benchmark]
+    task = BENCHMARKS[benchmark] if labeller is None else BENCHMARKS[benchmark].with_labeller(labeller)
     paths = {name: Path(path) for name, path in (controls or {}).items()}
     check_control_names(paths)
     items, faults = read_items(Path(predictions), strict=strict)
+    answers = {name: read_items(path, strict=strict)[0] for name, path in paths.items()}
     if references is not None:
         items = check_against_references(items, Path(references), faults, strict=strict)
-    answers = {name: read_items(path, strict=strict)[0] for name, path in paths.items()}
+    if labels is not None:
+        table = read_label_file(labels)
+        items = attach_labels(items, table, "labels", faults, "true labels")
+        answers = {name: attach_labels(theirs, table, "labels", Faults(), "") for name, theirs in answers.items()}
+    if predicted_labels is not None:
+        items = attach_labels(items, read_label_file(predicted_labels), PREDICTED, faults, "predicted labels")
     entry = score_items(task, items, answers)
     entry["faults"] = faults.to_dict()
     entry["predictions"] = {"file": Path(predictions).name, "sha256": sha256(predictions)}

@@ -6,6 +6,7 @@ over the generated text, or from a label file made by an outside labeller.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -91,10 +92,19 @@ def micro_f1(sums: Floats) -> Floats:
     return per_finding_f1(counts)[..., 0]
 
 
+_NAME = re.compile(r"label-f1-(macro|micro)-(.+)")
+
+
+def label_f1_kind(metric: Metric) -> str | None:
+    """Return "macro" or "micro" for a label F1, None for another metric."""
+    match = _NAME.fullmatch(metric.name)
+    return match.group(1) if match else None
+
+
 def labeller_of(metric: Metric) -> Labeller | None:
     """Return the labeller behind a label F1, or None for another metric."""
-    name = metric.name.removeprefix("label-f1-macro-").removeprefix("label-f1-micro-")
-    return None if name == metric.name else LABELLERS[name]
+    match = _NAME.fullmatch(metric.name)
+    return LABELLERS[match.group(2)] if match else None
 
 
 def label_f1(kind: str, labeller_name: str) -> Metric:

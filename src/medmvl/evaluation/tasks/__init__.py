@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from medmvl.evaluation.tasks import phantom
-from medmvl.evaluation.tasks.base import BENCHMARKS, Benchmark, Column
+from medmvl.evaluation.tasks.base import BENCHMARKS, GROUPS, Benchmark, Column, expand_benchmarks
 
-__all__ = ["BENCHMARKS", "Benchmark", "Column", "phantom"]
+__all__ = ["BENCHMARKS", "GROUPS", "Benchmark", "Column", "expand_benchmarks", "phantom"]

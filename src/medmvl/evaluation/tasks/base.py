@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 
-from medmvl.errors import EvaluationError
+from medmvl.errors import EvaluationError, did_you_mean
 from medmvl.evaluation.items import Item
-from medmvl.evaluation.metrics import METRICS, Metric
+from medmvl.evaluation.metrics import METRICS, Metric, label_f1
+from medmvl.evaluation.metrics.labels import label_f1_kind
 from medmvl.registry import Registry
 
 Where = Callable[[Item], bool]
@@ -67,6 +68,20 @@ class Benchmark:
         """Return the column with this key."""
         return next(column for column in self.columns if column.key == key)
 
+    def with_labeller(self, name: str) -> Benchmark:
+        """Return the benchmark with its label F1 read by another labeller.
+
+        Raises:
+            EvaluationError: if the labeller is not known, or the benchmark has no label F1.
+        """
+        columns = []
+        for column in self.columns:
+            kind = label_f1_kind(column.metric)
+            columns.append(column if kind is None else replace(column, metric=label_f1(kind, name)))
+        if not any(label_f1_kind(column.metric) for column in columns):
+            raise EvaluationError(f"The benchmark {self.name!r} has no label F1, so --labeller has nothing to do here.")
+        return replace(self, columns=tuple(columns))
+
 
 BENCHMARKS: Registry[Benchmark] = Registry("benchmark", EvaluationError)
 
@@ -79,3 +94,22 @@ def column(key: str, metric: str, where: Where | None = None) -> Column:
 def of_task(*names: str) -> Where:
     """Return a filter for records whose `task` is one of `names`."""
     return lambda item: item.record.get("task") in names
+
+
+# Several benchmarks under one name: the columns of the paper's two tables.
+GROUPS: dict[str, tuple[str, ...]] = {}
+
+
+def expand_benchmarks(names: Iterable[str]) -> list[str]:
+    """Return benchmark names with groups (`paper-2d`) replaced by their members, each once, in order.
+
+    Raises:
+        EvaluationError: for a name that is neither.
+    """
+    expanded: dict[str, None] = {}
+    for name in names:
+        for part in name.split(","):
+            if part not in GROUPS and part not in BENCHMARKS:
+                raise EvaluationError(f"Unknown benchmark {part!r}. {did_you_mean(part, [*BENCHMARKS, *GROUPS])}")
+            expanded.update(dict.fromkeys(GROUPS.get(part, (part,))))
+    return list(expanded)

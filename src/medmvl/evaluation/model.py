@@ -1,0 +1,161 @@
+"""From a checkpoint to an evaluation folder: predict what is missing, keep every prediction, score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from medmvl.errors import DataError, EvaluationError
+from medmvl.evaluation.controls import check_control_names
+from medmvl.evaluation.run import MAX_FAULTY, evaluate_predictions
+from medmvl.evaluation.tasks import BENCHMARKS, Benchmark
+from medmvl.files import PathLike, existing_file, existing_folder
+from medmvl.inference import GenerationOptions, Predictor, predict_file
+
+PREDICTIONS = "predictions"
+PREDICTED_CONTROLS = ("blank", "shuffled", "text_only")
+
+
+def predictions_path(out: Path, benchmark: str, control: str | None = None) -> Path:
+    """Return where the predictions of a benchmark, or of one of its controls, lie in an evaluation folder."""
+    suffix = f".{control}" if control else ""
+    return out / PREDICTIONS / f"{benchmark}{suffix}.jsonl"
+
+
+def kept_controls(out: Path, benchmark: str) -> dict[str, Path]:
+    """Return the controls whose predictions lie in an evaluation folder, by name."""
+    paths = {name: predictions_path(out, benchmark, name) for name in PREDICTED_CONTROLS}
+    return {name: path for name, path in paths.items() if path.is_file()}
+
+
+def find_predictions(path: Path, benchmark: str, *, alone: bool) -> tuple[Path, dict[str, Path]]:
+    """Return the predictions file of a benchmark and its controls' files.
+
+    Args:
+        path: a file, or a folder that holds `NAME.jsonl` and `NAME.CONTROL.jsonl` (such as `out/predictions`).
+        benchmark: the name to look for in a folder.
+        alone: whether this is the only benchmark asked for; one file cannot be scored as several.
+
+    Raises:
+        DataError: if the folder lacks the file.
+        EvaluationError: if one file is given for several benchmarks.
+    """
+    if not path.is_dir():
+        if not alone:
+            raise EvaluationError(
+                f"{path} is one file and several benchmarks are asked for. Give a folder with a NAME.jsonl for each."
+            )
+        return path, {}
+    folder = path / PREDICTIONS if (path / PREDICTIONS).is_dir() else path
+    file = existing_file(folder / f"{benchmark}.jsonl", f"predictions of {benchmark!r}")
+    controls = {name: folder / f"{benchmark}.{name}.jsonl" for name in PREDICTED_CONTROLS}
+    return file, {name: found for name, found in controls.items() if found.is_file()}
+
+
+def control_pairs(pairs: Sequence[str]) -> dict[str, Path]:
+    """Return {control: path} of command-line values `NAME=FILE`.
+
+    Raises:
+        EvaluationError: for a value of another form.
+    """
+    found = {}
+    for pair in pairs:
+        name, equals, path = pair.partition("=")
+        if not equals or not path:
+            raise EvaluationError(f"A control's predictions are given as NAME=FILE, not {pair!r}.")
+        found[name] = Path(path)
+    return found
+
+
+def records_file(benchmark: Benchmark, data_root: Path) -> Path:
+    """Return the file with the benchmark's records: `data_root` itself if it is a file, else one of its usual names.
+
+    Raises:
+        DataError: naming the places looked at.
+    """
+    if data_root.is_file():
+        return data_root
+    folder = existing_folder(data_root, "data root")
+    for name in benchmark.files:
+        if (folder / name).is_file():
+            return folder / name
+    raise DataError(
+        f"No records of {benchmark.name!r} below {folder}. Looked for: {', '.join(benchmark.files)}. "
+        "Convert the data set first (medmvl data convert), or give the file itself as the data root."
+    )
+
+
+def evaluate_model(
+    model: PathLike | Predictor,
+    benchmark: str,
+    data_root: Path,
+    out: Path,
+    controls: Sequence[str] = (),
+    *,
+    image_root: Path | None = None,
+    volume_root: Path | None = None,
+    options: GenerationOptions | None = None,
+    batch_size: int = 8,
+    strict: bool = False,
+    max_faulty: float = MAX_FAULTY,
+    on_row: Callable[[int, int], None] | None = None,
+    **report: Any,
+) -> dict[str, Any]:
+    """Predict a benchmark with a model, also under controls, and evaluate the predictions.
+
+    Predictions lie in `out/predictions/`; a rerun answers only what is missing, and controls that were predicted earlier
+    stay in the table. Media paths are relative to the folder of the records file unless roots are given.
+
+    Args:
+        model: a checkpoint folder or a loaded predictor.
+        benchmark: a name in `BENCHMARKS`.
+        data_root: folder with the benchmark's records (see `Benchmark.files`), or the records file itself.
+        out: the evaluation folder.
+        controls: of `blank`, `shuffled`, `text_only`: also answer with the image replaced so.
+        image_root: folder of the images.
+        volume_root: folder of the volumes.
+        options: how to generate; greedy with at most 256 new tokens by default, as published.
+        batch_size: records per batch.
+        strict: stop at the first faulty row.
+        max_faulty: see `evaluate_predictions`.
+        on_row: called with (rows done, rows in all) of the file being predicted.
+        report: further keywords of `evaluate_predictions` (`log`, `title`, `predicted_labels`, ...).
+
+    Returns:
+        The content of results.json.
+
+    Raises:
+        DataError: if no records of the benchmark are found, or a record is not right.
+        EvaluationError: for an unknown benchmark or control.
+    """
+    task = BENCHMARKS[benchmark]
+    check_control_names(dict.fromkeys(controls))
+    records = records_file(task, Path(data_root))
+    images, volumes = image_root or records.parent, volume_root or records.parent
+    predictor = model if isinstance(model, Predictor) else Predictor.from_pretrained(model)
+    folder = Path(out)
+    for control in (None, *controls):
+        predict_file(
+            predictor,
+            records,
+            predictions_path(folder, benchmark, control),
+            image_root=images,
+            volume_root=volumes,
+            options=options,
+            batch_size=batch_size,
+            control=control,  # type: ignore[arg-type]  # its names were checked above
+            on_row=on_row,
+        )
+    return evaluate_predictions(
+        predictions_path(folder, benchmark),
+        benchmark,
+        folder,
+        kept_controls(folder, benchmark),
+        references=records,
+        strict=strict,
+        max_faulty=max_faulty,
+        image_root=images,
+        volume_root=volumes,
+        **report,
+    )
