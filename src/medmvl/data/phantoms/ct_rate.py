@@ -121,13 +121,16 @@ def questions(phantom: Phantom) -> dict[str, list[texts.Question]]:
     rng = phantom.text_rng()
     names = tuple(FINDINGS)
     report = texts.Question("Generate radiology report for the CT.", phantom.report.text, False, "Report")
+    short = [
+        *texts.yes_no(phantom.findings, names, "scan", rng),
+        *texts.which_side(phantom.findings, names, rng),
+        *texts.where(phantom.findings, names, rng),
+    ]
+    long = texts.long_answers(phantom.findings, rng)
+    # In random order: in a dialog, no question may be known by its place.
     return {
-        "long_answer": texts.long_answers(phantom.findings, rng),
-        "short_answer": [
-            *texts.yes_no(phantom.findings, names, "scan", rng),
-            *texts.which_side(phantom.findings, names, rng),
-            *texts.where(phantom.findings, names, rng),
-        ],
+        "long_answer": [long[i] for i in rng.permutation(len(long))],
+        "short_answer": [short[i] for i in rng.permutation(len(short))],
         "multiple_choice": texts.choices(phantom.findings, names, rng),
         "report_generation": [report],
     }

@@ -1,0 +1,138 @@
+"""Running a converter: records of every split written whole, with a report of what was kept and what was not."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+import medmvl.data.prepare.all  # noqa: F401  (registers the converters)
+from medmvl.data.prepare.base import DATASETS, Converter, Job, Ledger, Record
+from medmvl.errors import DataError
+from medmvl.files import PathLike, atomic, existing_folder, write_json
+
+MAX_FAULT_SHARE = 0.05
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What a conversion did.
+
+    Attributes:
+        files: split -> the records file.
+        counts: split -> number of records.
+        ledger: what was left out, what was faulty, what was assumed.
+        media_root: the folder that the paths in the records are relative to.
+    """
+
+    files: dict[str, Path]
+    counts: dict[str, int]
+    ledger: Ledger
+    media_root: Path
+
+
+def convert(
+    name: str,
+    source: PathLike,
+    out: PathLike,
+    *,
+    options: Mapping[str, Any] | None = None,
+    strict: bool = False,
+    max_fault_share: float = MAX_FAULT_SHARE,
+    limit: int | None = None,
+    on_record: Callable[[], None] = lambda: None,
+) -> Conversion:
+    """Convert the data set `name` at `source` to `out/<split>.jsonl` and `out/report.json`.
+
+    Args:
+        name: a name of `DATASETS`.
+        source: the unpacked data set.
+        out: a folder for the records.
+        options: settings of the converter.
+        strict: stop at the first fault.
+        max_fault_share: the share of faulty items above which the conversion, once finished, counts as failed.
+        limit: stop after so many records per split (for a first look).
+        on_record: called for every record, for a progress bar.
+
+    Raises:
+        DataError: for an unknown name or option, a source that is not in the documented layout, a fault with `strict`,
+            no record at all, or too many faults (after everything has been written).
+    """
+    converter = DATASETS[name]
+    job = Job(Path(source), Path(out), converter.parse_options(options or {}), Ledger(strict))
+    if not job.source.is_file():
+        existing_folder(job.source, f"source of {name}")
+    job.out.mkdir(parents=True, exist_ok=True)
+    counts = _write_splits(converter, job, limit, on_record)
+    files = {split: job.out / f"{split}.jsonl" for split in counts}
+    root = job.out if job.ledger.exported else job.source
+    result = Conversion(files, dict(counts), job.ledger, root)
+    write_json(job.out / "report.json", _report(converter, job, result))
+    _judge(converter, result, max_fault_share)
+    return result
+
+
+def _write_splits(converter: Converter, job: Job, limit: int | None, on_record: Callable[[], None]) -> Counter[str]:
+    """Write every split to a temporary file, and rename them all when the last record is written."""
+    counts: Counter[str] = Counter()
+    handles: dict[str, TextIO] = {}
+    seen: dict[str, set[int]] = {}
+    with ExitStack() as stack:
+        for split, record in converter.run(job):
+            if limit is not None and counts[split] >= limit:
+                if all(count >= limit for count in counts.values()) and sum(counts.values()) > 50 * limit:
+                    break
+                continue
+            if not _is_new(record, seen.setdefault(split, set()), job.ledger):
+                continue
+            if split not in handles:
+                temporary = stack.enter_context(atomic(job.out / f"{split}.jsonl"))
+                handles[split] = stack.enter_context(temporary.open("w", encoding="utf-8"))
+            handles[split].write(json.dumps(record, ensure_ascii=False) + "\n")
+            counts[split] += 1
+            on_record()
+    return counts
+
+
+def _is_new(record: Record, seen: set[int], ledger: Ledger) -> bool:
+    """Return whether the id was not seen in its split; 64-bit hashes keep memory at tens of bytes per record."""
+    key = hash(record["id"])
+    if key in seen:
+        ledger.fault("id seen twice in one split", str(record["id"]))
+        return False
+    seen.add(key)
+    return True
+
+
+def _report(converter: Converter, job: Job, result: Conversion) -> dict[str, Any]:
+    return {
+        "dataset": converter.name,
+        "title": converter.title,
+        "licence": converter.licence,
+        "homepage": converter.homepage,
+        "media_root": os.path.relpath(result.media_root, job.out),
+        "options": job.options.model_dump(mode="json"),
+        "records": result.counts,
+        **job.ledger.to_dict(),
+    }
+
+
+def _judge(converter: Converter, result: Conversion, max_fault_share: float) -> None:
+    kept, faulty = sum(result.counts.values()), sum(result.ledger.faults.values())
+    reasons = "; ".join(f"{reason}: {count}" for reason, count in result.ledger.faults.most_common())
+    if not kept:
+        raise DataError(
+            f"No record came out of {converter.name}. {reasons or 'The source holds no item.'} "
+            f"Expected layout: {converter.layout}"
+        )
+    if faulty > max_fault_share * (kept + faulty):
+        raise DataError(
+            f"{faulty} of {kept + faulty} items of {converter.name} are faulty ({reasons}), more than the share of "
+            f"{max_fault_share:g} that is allowed. The records of the others are written; see report.json. "
+            "Repair the source or allow more with --max-faults."
+        )
