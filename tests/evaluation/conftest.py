@@ -38,7 +38,7 @@ def score() -> Callable[..., float]:
     return value
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def phantom_rows() -> list[dict[str, Any]]:
     """Rows of a small phantom-2d predictions file: ten patients, every kind of question, a model that is mostly right."""
     rows = []

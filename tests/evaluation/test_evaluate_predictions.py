@@ -66,8 +66,8 @@ def test_a_blind_model_owes_nothing_to_the_image(tmp_path, phantom_rows):
 
 def test_the_order_of_rows_changes_nothing(tmp_path, predictions, phantom_rows):
     first = evaluate_predictions(predictions, "phantom-2d", tmp_path / "a")["benchmarks"]["phantom-2d"]
-    random.Random(3).shuffle(phantom_rows)
-    write_jsonl(tmp_path / "shuffled.jsonl", phantom_rows)
+    moved = random.Random(3).sample(phantom_rows, len(phantom_rows))
+    write_jsonl(tmp_path / "shuffled.jsonl", moved)
     second = evaluate_predictions(tmp_path / "shuffled.jsonl", "phantom-2d", tmp_path / "b")["benchmarks"]["phantom-2d"]
     for part in ("model", "image", "counts"):
         assert first[part] == second[part]

@@ -12,7 +12,7 @@ import numpy as np
 from medmvl.evaluation.items import Item
 from medmvl.evaluation.metrics.labels import findings_of, label_rows, labeller_of
 from medmvl.evaluation.metrics.vqa import YES_NO, chosen_option, closed_correct, is_closed, options_of
-from medmvl.evaluation.scoring import defined, score_columns
+from medmvl.evaluation.scoring import Answers, defined, score_columns
 from medmvl.evaluation.tasks.base import Benchmark
 from medmvl.evaluation.text import normalize_word
 
@@ -20,18 +20,24 @@ MAX_VALUES = 40  # a key with more distinct values than this is an identifier, n
 CONFIDENCE_BINS = 10
 
 
-def by_group(benchmark: Benchmark, items: list[Item]) -> dict[str, dict[str, dict[str, Any]]]:
+def by_group(benchmark: Benchmark, answers: Answers) -> dict[str, dict[str, dict[str, Any]]]:
     """Return {record key: {value: {metric: entry}}} for the benchmark's group keys that split the items."""
     result: dict[str, dict[str, dict[str, Any]]] = {}
     for key in benchmark.groups:
-        members: dict[str, list[Item]] = {}
-        for item in items:
-            value = item.record.get(key)
-            if isinstance(value, str | int | bool) and value != "":
-                members.setdefault(str(value), []).append(item)
-        if 2 <= len(members) <= MAX_VALUES:
-            result[key] = {value: defined(score_columns(benchmark, group)) for value, group in sorted(members.items())}
+        values = sorted({value for item in answers.items if (value := _value(item, key))})
+        if 2 <= len(values) <= MAX_VALUES:
+            result[key] = {value: _scores_of(benchmark, answers, key, value) for value in values}
     return result
+
+
+def _value(item: Item, key: str) -> str:
+    """Return the item's value of a group key as a word, "" where it has none."""
+    value = item.record.get(key)
+    return str(value) if isinstance(value, str | int | bool) else ""
+
+
+def _scores_of(benchmark: Benchmark, answers: Answers, key: str, value: str) -> dict[str, dict[str, Any]]:
+    return defined(score_columns(benchmark, answers, lambda item: _value(item, key) == value))
 
 
 def by_finding(benchmark: Benchmark, items: list[Item]) -> dict[str, dict[str, float | int | None]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from medmvl.errors import EvaluationError, did_you_mean
 from medmvl.evaluation.items import Item
-from medmvl.evaluation.scoring import Score, compare_answers
+from medmvl.evaluation.scoring import Answers, Score, compare_answers
 from medmvl.evaluation.tasks.base import Benchmark
 from medmvl.evaluation.text import normalize_word
 
@@ -62,7 +62,7 @@ def majority_answers(items: list[Item]) -> list[Item]:
 
 
 def image_share(
-    benchmark: Benchmark, items: list[Item], scores: Mapping[str, Score], controls: Mapping[str, list[Item]]
+    benchmark: Benchmark, answers: Answers, scores: Mapping[str, Score], controls: Mapping[str, Answers]
 ) -> dict[str, dict[str, Any]]:
     """Return per column what the image is worth.
 
@@ -73,7 +73,7 @@ def image_share(
     shares: dict[str, dict[str, Any]] = {}
     for key, score in scores.items():
         column = benchmark.column(key)
-        tests = {name: compare_answers(column, items, answers) for name, answers in controls.items()}
+        tests = {name: compare_answers(column, answers, theirs) for name, theirs in controls.items()}
         found = {name: test for name, test in tests.items() if test is not None and test.difference == test.difference}
         if not found:
             continue

@@ -8,7 +8,7 @@ from typing import Any
 
 from medmvl.evaluation.items import Item
 from medmvl.evaluation.pictures import MediaRoots, Picture, draw_case
-from medmvl.evaluation.scoring import item_scores
+from medmvl.evaluation.scoring import Answers, item_scores
 from medmvl.evaluation.tasks.base import Benchmark
 
 CASES_PER_KIND = 6
@@ -25,33 +25,33 @@ _PREFERRED = (
 )
 
 
-def single_scores(benchmark: Benchmark, items: list[Item]) -> dict[str, tuple[str, float]]:
+def single_scores(benchmark: Benchmark, answers: Answers) -> dict[str, tuple[str, float]]:
     """Return {id: (metric key, score)}: the most telling score of each single answer."""
     scores: dict[str, tuple[str, float]] = {}
     keys = [column.key for column in benchmark.columns if column.metric.item_means]
     for key in sorted(keys, key=lambda key: _PREFERRED.index(key) if key in _PREFERRED else len(_PREFERRED)):
-        for identifier, value in item_scores(benchmark.column(key), items).items():
+        for identifier, value in item_scores(benchmark.column(key), answers).items():
             scores.setdefault(identifier, (key, value))
     return scores
 
 
 def pick_cases(
-    benchmark: Benchmark, items: list[Item], controls: Mapping[str, list[Item]], roots: MediaRoots
+    benchmark: Benchmark, answers: Answers, controls: Mapping[str, Answers], roots: MediaRoots
 ) -> list[dict[str, Any]]:
     """Choose and draw the cases of a report.
 
     Kinds: `changed` (the answer gained most over the mean of the controls), `worst` and `best`. Within a kind the tasks
     take turns, so a gallery is not six times the same question; ties are broken by a hash of the id, not by file order.
     """
-    scores = single_scores(benchmark, items)
-    theirs = [single_scores(benchmark, answers) for answers in controls.values()]
-    said = {name: {item.id: item.prediction for item in answers} for name, answers in controls.items()}
+    scores = single_scores(benchmark, answers)
+    theirs = [single_scores(benchmark, control) for control in controls.values()]
+    said = {name: control.predictions() for name, control in controls.items()}
 
     def gain(item: Item) -> float:
         others = [found[item.id][1] for found in theirs if item.id in found]
         return scores[item.id][1] - sum(others) / len(others) if others else 0.0
 
-    scored = [item for item in items if item.id in scores]
+    scored = [item for item in answers.items if item.id in scores]
     taken: set[str] = set()
     cases = []
     orders: list[tuple[str, Callable[[Item], float]]] = [
@@ -69,8 +69,8 @@ def pick_cases(
         pool = [item for item in scored if item.id not in taken and belongs[kind](item)]
         for item in _take_turns(sorted(pool, key=lambda item: (order(item), _lot(item.id)))):
             taken.add(item.id)
-            answers = {name: texts[item.id] for name, texts in said.items() if item.id in texts}
-            cases.append(_case(kind, item, scores[item.id], answers, draw_case(item, roots)))
+            blind = {name: texts[item.id] for name, texts in said.items() if item.id in texts}
+            cases.append(_case(kind, item, scores[item.id], blind, draw_case(item, roots)))
     return cases
 
 

@@ -5,7 +5,7 @@ The scorers never see records: they see `Item`s, whose texts are already cut by 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -166,12 +166,12 @@ def _fault(row: Any, number: int, seen: set[str]) -> tuple[str, str]:
     return "", ""
 
 
-def group_by_patient(items: Iterable[Item]) -> dict[str, list[int]]:
-    """Return the positions of the items of each patient, patients sorted by name.
+def group_by_patient(items: Sequence[Item]) -> dict[str, list[int]]:
+    """Return the positions of the items of each patient; patients sorted by name, the items of one by id.
 
-    Sorting makes the bootstrap, and so every interval, independent of the order of the rows.
+    Sorting makes every sum and every interval independent of the order of the rows, to the last digit.
     """
     groups: dict[str, list[int]] = {}
-    for position, item in enumerate(items):
-        groups.setdefault(item.patient, []).append(position)
+    for position in sorted(range(len(items)), key=lambda position: items[position].id):
+        groups.setdefault(items[position].patient, []).append(position)
     return dict(sorted(groups.items()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,7 @@ def _place(value: float) -> str:
     return f"{5 + 190 * min(1.0, max(0.0, value)):.1f}"
 
 
+@cache
 def environment() -> jinja2.Environment:
     """Return the template environment: everything is escaped unless marked safe by us."""
     loader = jinja2.PackageLoader("medmvl.evaluation", "templates")

@@ -12,7 +12,7 @@ from medmvl.errors import EvaluationError
 from medmvl.evaluation.breakdown import by_finding, by_group, closed_answers
 from medmvl.evaluation.controls import MAJORITY, image_share, majority_answers
 from medmvl.evaluation.items import Item
-from medmvl.evaluation.scoring import Score, defined, score_columns
+from medmvl.evaluation.scoring import Answers, Score, defined, score_columns
 from medmvl.evaluation.statistics import LEVEL, RESAMPLES, SEED
 from medmvl.evaluation.tasks import Benchmark
 from medmvl.files import read_json, write_json
@@ -66,24 +66,24 @@ def write_results(out: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[s
     return results
 
 
-def score_items(
-    benchmark: Benchmark, items: list[Item], controls: Mapping[str, list[Item]] | None = None
+def score_benchmark(
+    benchmark: Benchmark, answers: Answers, controls: Mapping[str, Answers] | None = None
 ) -> dict[str, Any]:
     """Score one model's items and its controls: the benchmark's entry in results.json.
 
     Args:
         benchmark: what is scored how.
-        items: the model's answers.
+        answers: the model's.
         controls: answers of the same model without the right image, by control name; `majority` is always added.
     """
-    given = dict(controls or {})
-    scores = score_columns(benchmark, items)
+    given, items = dict(controls or {}), answers.items
+    scores = score_columns(benchmark, answers)
     if not scores:
         raise EvaluationError(
             f"None of the {len(items)} records fits a column of the benchmark {benchmark.name!r}. Its columns need the "
             f"record keys that its converter writes (task, answer_type, boxes, labels). Check the benchmark's name."
         )
-    answers = {**given, MAJORITY: majority_answers(items)}
+    blind = {**given, MAJORITY: Answers(majority_answers(items))}
     return {
         "title": benchmark.title,
         "about": benchmark.about,
@@ -91,11 +91,11 @@ def score_items(
         "headline": benchmark.headline,
         "synthetic": any(item.record.get("synthetic") for item in items),
         "model": defined(scores),
-        "controls": {name: defined(score_columns(benchmark, theirs)) for name, theirs in answers.items()},
-        "image": image_share(benchmark, items, scores, given),
+        "controls": {name: defined(score_columns(benchmark, theirs)) for name, theirs in blind.items()},
+        "image": image_share(benchmark, answers, scores, given),
         "scorers": _scorers(benchmark, scores),
         "counts": _counts(items),
-        "breakdown": by_group(benchmark, items),
+        "breakdown": by_group(benchmark, answers),
         "findings": by_finding(benchmark, items),
         "closed": closed_answers(items),
     }

@@ -15,7 +15,8 @@ from medmvl.evaluation.label_files import attach_labels, read_label_file
 from medmvl.evaluation.metrics.labels import PREDICTED
 from medmvl.evaluation.pictures import MediaRoots
 from medmvl.evaluation.report import keep_training_log, write_details, write_report
-from medmvl.evaluation.results import score_items, write_results
+from medmvl.evaluation.results import score_benchmark, write_results
+from medmvl.evaluation.scoring import Answers
 from medmvl.evaluation.table import markdown_table
 from medmvl.evaluation.tasks import BENCHMARKS
 from medmvl.files import sha256, write_text
@@ -81,13 +82,14 @@ def evaluate_predictions(
         answers = {name: attach_labels(theirs, table, "labels", Faults(), "") for name, theirs in answers.items()}
     if predicted_labels is not None:
         items = attach_labels(items, read_label_file(predicted_labels), PREDICTED, faults, "predicted labels")
-    entry = score_items(task, items, answers)
+    own, blind = Answers(items), {name: Answers(theirs) for name, theirs in answers.items()}
+    entry = score_benchmark(task, own, blind)
     entry["faults"] = faults.to_dict()
     entry["predictions"] = {"file": Path(predictions).name, "sha256": sha256(predictions)}
     folder = Path(out)
     results = write_results(folder, {benchmark: entry})
     write_text(folder / "table.md", markdown_table(results))
-    write_details(folder, benchmark, pick_cases(task, items, answers, MediaRoots(image_root, volume_root)))
+    write_details(folder, benchmark, pick_cases(task, own, blind, MediaRoots(image_root, volume_root)))
     if log is not None:
         keep_training_log(folder, log)
     write_report(folder, title)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from medmvl.evaluation.items import Item, group_by_patient
 from medmvl.evaluation.metrics.base import Metric
-from medmvl.evaluation.statistics import Floats, PairedTest, bootstrap_interval, cluster_sums, paired_test
+from medmvl.evaluation.statistics import Aggregate, Floats, PairedTest, bootstrap_interval, cluster_sums, paired_test
 from medmvl.evaluation.tasks.base import Benchmark, Column
 
 
@@ -38,38 +38,94 @@ class Score:
         return {"value": self.value, "n": self.n, "ci95": None if self.ci95 is None else list(self.ci95)}
 
 
-def _statistics(metric: Metric, items: Sequence[Item]) -> tuple[list[Item], Floats]:
-    """Return the items that the metric keeps and their (N, K) statistics."""
-    rows = metric.rows(items)
-    kept = [(item, row) for item, row in zip(items, rows, strict=True) if row is not None]
-    return [item for item, _ in kept], np.array([row for _, row in kept], dtype=np.float64)
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Per-item statistics of one metric.
+
+    Attributes:
+        items: what the metric was given.
+        rows: (N, K) statistics of the items it keeps.
+        kept: positions of those in `items`, length N.
+        aggregate: the metric as a function of summed rows.
+    """
+
+    items: list[Item]
+    rows: Floats
+    kept: list[int]
+    aggregate: Aggregate
+
+    @classmethod
+    def of(cls, metric: Metric, items: list[Item]) -> Table:
+        """Compute the statistics of `items`."""
+        rows = metric.rows(items)
+        kept = [position for position, row in enumerate(rows) if row is not None]
+        return cls(items, np.array([rows[p] for p in kept], dtype=np.float64), kept, metric.aggregate)
+
+    def only(self, belongs: Callable[[Item], bool]) -> Table:
+        """Return the table of the items that belong; their statistics are not computed again."""
+        inside = [belongs(item) for item in self.items]
+        places = np.cumsum(inside) - 1
+        chosen = [row for row, position in enumerate(self.kept) if inside[position]]
+        items = [item for item, belonging in zip(self.items, inside, strict=True) if belonging]
+        return Table(items, self.rows[chosen], [int(places[self.kept[row]]) for row in chosen], self.aggregate)
+
+    def kept_items(self) -> list[Item]:
+        """Return the items behind the rows."""
+        return [self.items[position] for position in self.kept]
+
+    def score(self, *, interval: bool = True) -> Score:
+        """Return the value of the metric over all rows, with a bootstrap interval if wanted."""
+        empty = sum(not item.prediction.strip() for item in self.items)
+        dropped = len(self.items) - len(self.kept)
+        if not self.kept:
+            return Score(math.nan, 0, None, dropped, empty)
+        sums = cluster_sums(self.rows, list(group_by_patient(self.kept_items()).values()))
+        value = float(self.aggregate(sums.sum(axis=0)))
+        ci95 = bootstrap_interval(sums, self.aggregate) if interval else None
+        return Score(value, len(self.kept), ci95, dropped, empty)
+
+
+class Answers:
+    """One run's items, with the statistics of every column computed once and used by table, breakdown and tests."""
+
+    def __init__(self, items: list[Item]) -> None:
+        self.items = items
+        self._tables: dict[tuple[str, str], Table] = {}
+
+    def table(self, column: Column) -> Table:
+        """Return the statistics of a column over the items it selects."""
+        key = (column.key, column.metric.name)
+        if key not in self._tables:
+            self._tables[key] = Table.of(column.metric, column.select(self.items))
+        return self._tables[key]
+
+    def predictions(self) -> dict[str, str]:
+        """Return {id: prediction}."""
+        return {item.id: item.prediction for item in self.items}
 
 
 def score_metric(metric: Metric, items: Sequence[Item], *, interval: bool = True) -> Score:
-    """Score items with one metric.
+    """Score items with one metric; their order does not matter."""
+    return Table.of(metric, list(items)).score(interval=interval)
+
+
+def score_columns(
+    benchmark: Benchmark, answers: Answers, belongs: Callable[[Item], bool] | None = None
+) -> dict[str, Score]:
+    """Score every column of a benchmark that has items; columns without any are left out.
 
     Args:
-        metric: the definition.
-        items: the items it applies to; the order does not matter.
-        interval: whether to bootstrap an interval.
+        benchmark: the columns.
+        answers: the items.
+        belongs: score only these items.
     """
-    empty = sum(not item.prediction.strip() for item in items)
-    kept, rows = _statistics(metric, items)
-    if not kept:
-        return Score(math.nan, 0, None, len(items), empty)
-    sums = cluster_sums(rows, list(group_by_patient(kept).values()))
-    value = float(metric.aggregate(sums.sum(axis=0)))
-    ci95 = bootstrap_interval(sums, metric.aggregate) if interval else None
-    return Score(value, len(kept), ci95, len(items) - len(kept), empty)
-
-
-def score_columns(benchmark: Benchmark, items: list[Item], *, interval: bool = True) -> dict[str, Score]:
-    """Score every column of a benchmark that has items; columns without any are left out."""
     scores = {}
     for column in benchmark.columns:
-        selected = column.select(items)
-        if selected:
-            scores[column.key] = score_metric(column.metric, selected, interval=interval)
+        table = answers.table(column)
+        if belongs is not None:
+            table = table.only(belongs)
+        if table.items:
+            scores[column.key] = table.score()
     return scores
 
 
@@ -78,24 +134,26 @@ def defined(scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
     return {key: score.to_dict() for key, score in scores.items() if not math.isnan(score.value)}
 
 
-def item_scores(column: Column, items: list[Item]) -> dict[str, float]:
+def item_scores(column: Column, answers: Answers) -> dict[str, float]:
     """Return {id: the column's value for this item alone}, for a gallery; items it does not score are left out."""
-    kept, rows = _statistics(column.metric, column.select(items))
-    return {item.id: float(column.metric.aggregate(row)) for item, row in zip(kept, rows, strict=True)}
+    table = answers.table(column)
+    if not table.kept:
+        return {}
+    values = np.atleast_1d(table.aggregate(table.rows))
+    return {item.id: float(value) for item, value in zip(table.kept_items(), values, strict=True)}
 
 
-def compare_answers(column: Column, first: list[Item], second: list[Item]) -> PairedTest | None:
+def compare_answers(column: Column, first: Answers, second: Answers) -> PairedTest | None:
     """Test the difference of two runs on the items that both answered; None if they share none.
 
     An item that the metric drops in one run is left out of both, so the pairs stay pairs.
     """
-    others = {item.id: item for item in second}
-    shared = [item for item in column.select(first) if item.id in others]
-    rows = column.metric.rows(shared)
-    other_rows = column.metric.rows([others[item.id] for item in shared])
-    triples = [t for t in zip(shared, rows, other_rows, strict=True) if t[1] is not None and t[2] is not None]
-    if not triples:
+    mine, theirs = first.table(column), second.table(column)
+    place = {item.id: row for row, item in enumerate(theirs.kept_items())}
+    pairs = [(row, place[item.id], item) for row, item in enumerate(mine.kept_items()) if item.id in place]
+    if not pairs or mine.rows.shape[1] != theirs.rows.shape[1]:
         return None
-    clusters = list(group_by_patient([item for item, _, _ in triples]).values())
-    sums = [cluster_sums(np.array([t[side] for t in triples], dtype=np.float64), clusters) for side in (1, 2)]
-    return paired_test(sums[0], sums[1], column.metric.aggregate, len(triples))
+    clusters = list(group_by_patient([item for _, _, item in pairs]).values())
+    my_sums = cluster_sums(mine.rows[[row for row, _, _ in pairs]], clusters)
+    their_sums = cluster_sums(theirs.rows[[row for _, row, _ in pairs]], clusters)
+    return paired_test(my_sums, their_sums, mine.aggregate, len(pairs))

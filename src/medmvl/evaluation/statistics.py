@@ -7,8 +7,9 @@ their sums, apply the function.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ RESAMPLES = 1000
 LEVEL = 0.95
 SEED = 20250
 _CHUNK = 100  # resamples drawn at once: bounds the memory at 100 x patients
+_KEPT_GROUPS = 2000  # up to this many clusters the draws are kept for the next metric (16 MB each)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +99,23 @@ def paired_test(
 
 def _resampled(sums: Floats, resamples: int, seed: int) -> Floats:
     """Draw `resamples` sets of G clusters with replacement and return their summed statistics (R, K)."""
+    draw = _drawn_often if len(sums) <= _KEPT_GROUPS else _drawn
+    return np.concatenate([counts @ sums for counts in draw(len(sums), resamples, seed)])
+
+
+def _drawn(groups: int, resamples: int, seed: int) -> Iterator[Floats]:
+    """Yield how often each cluster is drawn, (up to `_CHUNK`, G) at a time."""
     generator = np.random.default_rng(seed)
-    groups = len(sums)
     share = np.full(groups, 1.0 / groups)
-    blocks = []
     for start in range(0, resamples, _CHUNK):
         counts = generator.multinomial(groups, share, size=min(_CHUNK, resamples - start))
-        blocks.append(counts.astype(np.float64) @ sums)
-    return np.concatenate(blocks)
+        yield counts.astype(np.float64)
+
+
+@lru_cache(maxsize=8)
+def _drawn_often(groups: int, resamples: int, seed: int) -> tuple[Floats, ...]:
+    """Return the draws of `_drawn`; all columns of a benchmark ask for the same ones."""
+    return tuple(_drawn(groups, resamples, seed))
 
 
 def _interval(values: Floats) -> tuple[float, float] | None:

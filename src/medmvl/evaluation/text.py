@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from functools import cache
+from functools import cache, lru_cache
 from typing import Protocol
 
 from medmvl.errors import require
@@ -52,6 +52,7 @@ def _contractions() -> dict[str, str]:
 _CONTRACTIONS = _contractions()
 
 
+@lru_cache(maxsize=1 << 16)  # every metric of a benchmark asks for the same few texts
 def normalize_word(text: str) -> str:
     """Return `text` normalised as the VQA-v2 evaluation does it, the rule of the `unimed` and `llava-med` profiles.
 

@@ -48,9 +48,14 @@ def token_recall(item: Item) -> float:
 
 
 def equal_normalized(item: Item) -> float:
-    """Return 1 if both sides are equal after `normalize_word`; an empty answer is never right."""
-    prediction = normalize_word(item.hypothesis)
-    return float(bool(prediction) and prediction == normalize_word(item.target))
+    """Return 1 if both sides are equal after `normalize_word`; an empty answer is never right.
+
+    A reference that the normalisation empties (the option "A" is an article) is compared as written, without case.
+    """
+    prediction, reference = normalize_word(item.hypothesis), normalize_word(item.target)
+    if not reference:
+        prediction, reference = item.hypothesis.strip().lower(), item.target.strip().lower()
+    return float(bool(prediction) and prediction == reference)
 
 
 def contains_reference(item: Item) -> float:
