@@ -7,9 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image as PILImage
 
 from medmvl.data.formats import write_records
+
+# Tiny tensors: more threads only wait for each other.
+torch.set_num_threads(1)
 
 MODEL = {
     "llm": {

@@ -8,6 +8,7 @@ import typer
 
 from medmvl.cli import data_check, list_parts, predict
 from medmvl.cli.demo import demo
+from medmvl.cli.train import train
 from medmvl.errors import MedMVLError
 
 
@@ -16,6 +17,7 @@ def _group(text: str) -> typer.Typer:
 
 
 app = _group("Build, train, evaluate and deploy small medical vision-language models.")
+app.command()(train)
 app.command()(predict.predict)
 app.command()(predict.score)
 app.command()(predict.ask)

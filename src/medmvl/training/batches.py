@@ -140,20 +140,35 @@ class EncodedRecords(Dataset[dict[str, Any]]):
 
     A record that cannot be used comes as its error, so that the training process raises it as it is: an error that
     leaves a loader process would come wrapped in that process's traceback.
+
+    Args:
+        mixture: the records.
+        processor: encodes them.
+        cache_bytes: keep encoded samples in memory up to this size, per loader process; worth it for small data sets
+            that are seen many times.
     """
 
-    def __init__(self, mixture: Mixture, processor: MedMVLProcessor) -> None:
+    def __init__(self, mixture: Mixture, processor: MedMVLProcessor, cache_bytes: int = 0) -> None:
         self._mixture, self._processor = mixture, processor
+        self._room = cache_bytes
+        self._kept: dict[int, dict[str, Any]] = {}
 
     def __len__(self) -> int:
         return len(self._mixture)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
+        if number in self._kept:
+            return self._kept[number]
         try:
             sample = self._mixture[number]
-            return {"id": sample.id, **self._processor.encode(sample, train=True)}
+            encoded = {"id": sample.id, **self._processor.encode(sample, train=True)}
         except MedMVLError as error:
             return {"error": error}
+        size = sum(value.nbytes for value in encoded.values() if isinstance(value, Tensor))
+        if size <= self._room:
+            self._room -= size
+            self._kept[number] = encoded
+        return encoded
 
 
 @dataclass(frozen=True)

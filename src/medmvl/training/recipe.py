@@ -202,7 +202,7 @@ class StageSection(Section):
     """Most samples a device takes at once; the rest is accumulated. Default: all at once."""
     lr: Positive | None = None
     """Peak learning rate of parts that do not give their own."""
-    scheduler: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    scheduler: Literal["cosine", "linear", "constant"] = "cosine"
     """Course of the learning rate after the warm-up."""
     warmup: Annotated[float, Field(ge=0)] = 0.03
     """Warm-up: below 1 a fraction of the steps, else a number of steps."""
@@ -259,6 +259,8 @@ class RunSection(Section):
     """Data loader processes per device; 0 loads in the training process."""
     prefetch: Count = 4
     """Micro-batches each worker prepares ahead."""
+    cache_megabytes: Annotated[int, Field(ge=0)] = 0
+    """Keep encoded samples in memory up to this size per loader process; for small data sets seen many times."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto takes the accelerator if there is one."""
     strategy: Literal["ddp", "fsdp", "deepspeed-2", "deepspeed-3"] = "ddp"

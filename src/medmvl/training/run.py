@@ -186,11 +186,12 @@ def build_trainer(
         applied,
         args,
         sampler,
-        EncodedRecords(mixture, processor),
+        EncodedRecords(mixture, processor, recipe.run.cache_megabytes * 2**20),
         BatchMaker(processor, packed, stage.supervised_logits),
         callbacks=list(callbacks),
         keep=stage.keep,
         stop_after_nans=stage.stop_after_nans,
+        schedule=stage.scheduler,
         prefetch=recipe.run.prefetch,
     )
     for callback in callbacks:
@@ -206,7 +207,6 @@ def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, s
         max_steps=steps,
         per_device_train_batch_size=stage.batch_size,
         learning_rate=max(part.lr or stage.lr or 0.0 for part in stage.train.values()),
-        lr_scheduler_type=stage.scheduler,
         warmup_steps=stage.warmup,
         optim="adamw_torch" if stage.optimizer == "adamw" else "adamw_bnb_8bit",
         adam_beta1=stage.betas[0],

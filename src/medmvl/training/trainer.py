@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
@@ -66,6 +67,24 @@ class StepFacts:
         return [identifier for ids in bad or self.ids for identifier in ids]
 
 
+def course(name: str, warmup: int, steps: int) -> Callable[[int], float]:
+    """Return step (from 0) -> share of the peak learning rate.
+
+    It rises linearly from 1 / (warmup + 1) to 1 at step `warmup`; then "cosine" follows half a cosine wave (arXiv
+    1608.03983) and "linear" a line, both to zero at step `steps`; "constant" stays.
+    """
+
+    def share(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / (warmup + 1)
+        done = (step - warmup) / max(steps - warmup, 1)
+        if name == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * done))
+        return 1 - done if name == "linear" else 1.0
+
+    return share
+
+
 class StageTrainer(Trainer):
     """Runs one stage.
 
@@ -76,6 +95,7 @@ class StageTrainer(Trainer):
         make_batch: encoded samples -> inputs.
         keep: how many checkpoints are kept.
         stop_after_nans: steps without a finite gradient in a row that end the run.
+        schedule: course of the learning rate, see `course`.
         prefetch: batches each loader process prepares ahead.
     """
 
@@ -90,6 +110,7 @@ class StageTrainer(Trainer):
         callbacks: list[TrainerCallback],
         keep: int = 2,
         stop_after_nans: int = 5,
+        schedule: str = "cosine",
         prefetch: int = 4,
     ) -> None:
         use_cache = applied.model.config.use_cache if hasattr(applied.model.config, "use_cache") else None
@@ -107,6 +128,7 @@ class StageTrainer(Trainer):
         self.packed = make_batch.packed
         self._sampler, self._make_batch = sampler, make_batch
         self._keep, self._stop_after_nans, self._prefetch = keep, stop_after_nans, prefetch
+        self._schedule = schedule
         self._nans_in_a_row = 0
 
     # --- data ---------------------------------------------------------------------------------------------------
@@ -188,6 +210,16 @@ class StageTrainer(Trainer):
             optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer: torch.optim.Optimizer = optimizer_class(self.applied.optimizer_groups(), **settings)
         return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None
+    ) -> torch.optim.lr_scheduler.LRScheduler:
+        """Return the schedule; unlike transformers' its first step is not one of rate zero, which teaches nothing."""
+        if getattr(self, "lr_scheduler", None) is None:
+            shape = course(self._schedule, self.args.get_warmup_steps(num_training_steps), num_training_steps)
+            self.lr_scheduler: torch.optim.lr_scheduler.LRScheduler = LambdaLR(optimizer or self.optimizer, shape)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     def _get_learning_rate(self) -> float:
         """Return the current learning rate of the part that trains fastest, for the log."""

@@ -1,0 +1,335 @@
+"""A run that is killed, at any moment, ends with the very bits of one that was not."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from medmvl.errors import CheckpointError
+from medmvl.files import write_text
+from medmvl.training.callbacks import drop_lines_after
+from medmvl.training.checkpoints import (
+    checkpoints,
+    link_or_copy,
+    newest_whole,
+    rotate,
+    seal,
+    tidy,
+    verify,
+    whole_files,
+    whole_folder,
+)
+from medmvl.training.recipe_io import dump_recipe, load_recipe
+from medmvl.training.run import TrainingInterruptedError, train
+from medmvl.training.run_folder import read_log
+from medmvl.training.trainer import StageTrainer
+
+from .conftest import CONNECTORS
+
+#: Dropout draws random numbers in every step, so these runs also show that generators are restored.
+LORA = {"train": {"llm": {"mode": "lora", "lora": {"r": 2, "dropout": 0.2}}, **CONNECTORS}}
+STAGES = ({"max_steps": 7, "save_every": 2}, LORA | {"max_steps": 5, "save_every": 2, "micro_batch_size": 2})
+
+
+def course(folder: Path) -> list[tuple]:
+    """What must be equal to the bit: everything in the log but the seconds."""
+    return [tuple((k, v) for k, v in row.items() if k != "seconds") for row in read_log(folder / "log.jsonl")]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    assert course(one) == course(other)
+    for stage in ("s0", "s1", "model"):
+        first, second = (load_file(run / stage / "model.safetensors") for run in (one, other))
+        assert set(first) == set(second)
+        assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.fixture(scope="module")
+def settings(data_folder):
+    """The recipe of all runs here; a module's fixture cannot use the function's `recipe`."""
+    import copy
+
+    from .conftest import EVERYTHING, MODEL
+
+    stages = [
+        {"name": f"s{i}", "train": EVERYTHING, "lr": 1e-2, "batch_size": 6} | stage for i, stage in enumerate(STAGES)
+    ]
+    return {
+        "name": "kill",
+        "seed": 3,
+        "data_root": str(data_folder),
+        "model": copy.deepcopy(MODEL),
+        "data": {"d": {"path": "d.jsonl"}},
+        "stages": stages,
+        "run": {"progress": False, "device": "cpu"},
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(settings, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    train(settings, folder)
+    return folder
+
+
+class Killed(BaseException):
+    """Stands for a kill where the process itself must survive to go on testing."""
+
+
+@pytest.mark.parametrize(("stage", "step"), [(0, 1), (0, 4), (1, 3)])
+def test_an_interrupted_run_resumes_exactly(settings, uninterrupted, tmp_path, monkeypatch, stage, step):
+    original = StageTrainer.training_step
+
+    def die(self, *args, **kwargs):
+        if self.state.global_step == step and len(self.applied.trained) == (5 if stage == 0 else 3):
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "training_step", die)
+        with pytest.raises(Killed):
+            train(settings, tmp_path / "run")
+    train(settings, tmp_path / "run", resume=True)
+    assert_same_run(uninterrupted, tmp_path / "run")
+
+
+def test_a_finished_run_resumes_to_nothing(settings, uninterrupted, monkeypatch):
+    monkeypatch.setattr(StageTrainer, "train", lambda *_, **__: pytest.fail("trained again"))
+    before = (uninterrupted / "log.jsonl").read_bytes()
+    assert train(settings, uninterrupted, resume=True) == uninterrupted / "model"
+    assert (uninterrupted / "log.jsonl").read_bytes() == before
+
+
+def test_loader_processes_do_not_change_the_course(settings, uninterrupted, tmp_path):
+    train(settings | {"run": {"progress": False, "device": "cpu", "workers": 2}}, tmp_path / "run")
+    assert_same_run(uninterrupted, tmp_path / "run")
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(settings, uninterrupted, tmp_path, monkeypatch, caplog):
+    original = StageTrainer.training_step
+
+    def die(self, *args, **kwargs):
+        if self.state.global_step == 5:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "training_step", die)
+        with pytest.raises(Killed):
+            train(settings, tmp_path / "run")
+    folder = tmp_path / "run" / "s0" / "checkpoints"
+    assert [path.name for path in checkpoints(folder)] == ["checkpoint-2", "checkpoint-4"]
+    optimizer = folder / "checkpoint-4" / "optimizer.pt"
+    optimizer.write_bytes(optimizer.read_bytes()[:-7])
+    train(settings, tmp_path / "run", resume=True)
+    assert "optimizer.pt has changed" in caplog.text
+    assert_same_run(uninterrupted, tmp_path / "run")
+
+
+def test_a_stop_request_saves_and_ends(settings, uninterrupted, tmp_path, monkeypatch):
+    original = StageTrainer.training_step
+
+    def ask(self, *args, **kwargs):
+        if self.state.global_step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, *args, **kwargs)
+
+    handler = signal.getsignal(signal.SIGTERM)
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "training_step", ask)
+        with pytest.raises(TrainingInterruptedError, match="after step 4 of 7"):
+            train(settings, tmp_path / "run")
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert newest_whole(tmp_path / "run" / "s0" / "checkpoints").name == "checkpoint-4"
+    train(settings, tmp_path / "run", resume=True)
+    assert_same_run(uninterrupted, tmp_path / "run")
+
+
+def test_a_checkpoint_of_another_stage_is_refused(settings, tmp_path):
+    first = load_recipe(settings, ["stages.s0.max_steps=3"])
+    with pytest.raises(Killed):
+        _killed_at(first, tmp_path / "run", 2)
+    other = load_recipe(first, ["stages.s0.train={llm: full}"])
+    write_text(tmp_path / "run" / "recipe.yaml", dump_recipe(other))
+    with pytest.raises(CheckpointError, match="trains other weights"):
+        train(other, tmp_path / "run", resume=True)
+
+
+def _killed_at(recipe, folder, step):
+    original = StageTrainer.training_step
+
+    def die(self, *args, **kwargs):
+        if self.state.global_step == step:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageTrainer, "training_step", die)
+        train(recipe, folder)
+
+
+# --- real kills ---------------------------------------------------------------------------------------------------
+
+
+def start_fork(recipe: Path, out: Path) -> int:
+    """Run `train` in a forked child, which needs no start-up time, and return its process id."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+            train(recipe, out, resume=True)
+            status = 0
+        finally:
+            os._exit(status)
+    return child
+
+
+def start_command(recipe: Path, out: Path) -> int:
+    """Run the real command and return its process id."""
+    program = "from medmvl.cli.main import main; main()"
+    arguments = [sys.executable, "-c", program, "train", str(recipe), "--out", str(out), "--resume"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return os.posix_spawn(sys.executable, arguments, environment)
+
+
+def run_with_kills(start: Callable[[Path, Path], int], recipe: Path, out: Path, delays: list[float]) -> int:
+    """Start a run again and again, killing it after each delay, counted from its first step; return the kills."""
+    kills = 0
+    for delay in delays:
+        lines, child = _lines(out), start(recipe, out)
+        status = None
+        while status is None and _lines(out) <= lines:
+            time.sleep(0.002)
+            status = _ended(child)
+        time.sleep(delay)
+        if status is None:
+            os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+        assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL)
+        kills += os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+    _, status = os.waitpid(start(recipe, out), 0)
+    assert os.waitstatus_to_exitcode(status) == 0
+    return kills
+
+
+def _ended(child: int) -> int | None:
+    found, status = os.waitpid(child, os.WNOHANG)
+    return status if found else None
+
+
+def _lines(out: Path) -> int:
+    """Number of steps that all runs into `out` have logged; it shrinks when a resumed run drops some."""
+    log = out / "log.jsonl"
+    return log.read_bytes().count(b"\n") if log.exists() else 0
+
+
+def _saving_every_step(recipe, folder: Path) -> Path:
+    """Write the recipe so that about half of a run's time goes into writing checkpoints."""
+    write_text(
+        folder / "recipe.yaml", dump_recipe(load_recipe(recipe, ["stages.s0.save_every=1", "stages.s1.save_every=1"]))
+    )
+    return folder / "recipe.yaml"
+
+
+def test_killed_three_times(settings, uninterrupted, tmp_path):
+    recipe = _saving_every_step(settings, tmp_path)
+    assert run_with_kills(start_fork, recipe, tmp_path / "run", [0.0, 0.02, 0.01]) == 3
+    assert_same_run(uninterrupted, tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_killed_twenty_times_at_random_moments(settings, tmp_path):
+    long = load_recipe(settings, ["stages.s0.max_steps=60", "stages.s1.max_steps=40"])
+    train(long, tmp_path / "whole")
+    dice = random.Random(0)
+    delays = [dice.uniform(0, 0.15) for _ in range(24)]
+    recipe = _saving_every_step(long, tmp_path)
+    assert run_with_kills(start_fork, recipe, tmp_path / "run", delays) >= 20
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_killed_through_the_command_line(settings, uninterrupted, tmp_path):
+    recipe = _saving_every_step(settings, tmp_path)
+    assert run_with_kills(start_command, recipe, tmp_path / "run", [0.0, 0.03, 0.01]) == 3
+    assert_same_run(uninterrupted, tmp_path / "run")
+
+
+# --- whole folders ------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_whole_or_not_there(tmp_path):
+    target = tmp_path / "checkpoint-5"
+    with pytest.raises(IsADirectoryError), whole_folder(target) as aside:
+        aside.write_bytes(b"x")
+    assert list(tmp_path.iterdir()) == []
+    for content in (b"one", b"two"):
+        with whole_folder(target) as aside:
+            (aside / "a.bin").write_bytes(content)
+        verify(target)
+        assert (target / "a.bin").read_bytes() == content
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-5"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda f: (f / "a.bin").write_bytes(b"y"), "a.bin has changed"),
+        (lambda f: (f / "a.bin").unlink(), "a.bin is missing"),
+        (lambda f: (f / "checksums.json").unlink(), "has no checksums.json"),
+        (lambda f: (f / "checksums.json").write_text("{"), "cannot be read"),
+    ],
+)
+def test_damage_is_seen(tmp_path, damage, words):
+    folder = tmp_path / "checkpoint-1"
+    folder.mkdir()
+    (folder / "a.bin").write_bytes(b"x")
+    seal(folder)
+    verify(folder)
+    damage(folder)
+    with pytest.raises(CheckpointError, match=words):
+        verify(folder)
+
+
+def test_rotation_keeps_the_newest_and_the_best(tmp_path):
+    for step in (1, 2, 10, 9):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    (tmp_path / ".checkpoint-11.writing").mkdir()
+    rotate(tmp_path, keep=2, best=tmp_path / "checkpoint-1")
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-9", "checkpoint-10"]
+    tidy(tmp_path)
+    assert not list(tmp_path.glob(".*"))
+    assert newest_whole(tmp_path) is None
+
+
+def test_finished_files_come_with_the_seal_last_and_get_a_second_name(tmp_path):
+    stage = tmp_path / "stage"
+    (stage / "checkpoints" / "checkpoint-1").mkdir(parents=True)
+    with whole_files(stage) as aside:
+        (aside / "config.json").write_text("{}")
+    verify(stage)
+    link_or_copy(stage, tmp_path / "model")
+    assert {path.name for path in (tmp_path / "model").iterdir()} == {"config.json", "checksums.json"}
+    assert (tmp_path / "model" / "config.json").stat().st_ino == (stage / "config.json").stat().st_ino
+    shutil.rmtree(stage)
+    verify(tmp_path / "model")
+
+
+def test_log_lines_after_the_checkpoint_are_dropped(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text(
+        '{"stage": "a", "step": 1}\n{"stage": "b", "step": 1}\n{"stage": "b", "step": 2}\n{"stage": "b", "st'
+    )
+    drop_lines_after(log, "b", 1)
+    assert log.read_text() == '{"stage": "a", "step": 1}\n{"stage": "b", "step": 1}\n'
