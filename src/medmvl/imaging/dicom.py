@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import struct
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,9 +30,12 @@ def looks_like_dicom(head: bytes) -> bool:
     """
     if head[128:132] == b"DICM":
         return True
-    return head[:4] in (b"\x08\x00\x00\x00", b"\x08\x00\x05\x00", b"\x08\x00\x08\x00", b"\x08\x00\x01\x00") or (
-        head[:2] in (b"\x02\x00", b"\x00\x02") and head[4:6] in (b"UL", b"\x04\x00")
-    )
+    for order in ("little", "big"):
+        group, element = int.from_bytes(head[:2], order), int.from_bytes(head[2:4], order)
+        # Group 0002 or 0008 with a low element, then either a VR in capitals or a small length.
+        if group in (2, 8) and element <= 0x20:
+            return head[4:6].isupper() or int.from_bytes(head[4:8], order) <= 64
+    return False
 
 
 def open_dicom(file: Path | BinaryIO, *, label: Path | None = None, **options: Any) -> Dataset:
@@ -43,11 +50,28 @@ def open_dicom(file: Path | BinaryIO, *, label: Path | None = None, **options: A
         ImagingError: if it is no DICOM file, or truncated.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pydicom's warnings repeat attribute values, names among them
+        with understanding(label or Path(str(file))):
             return pydicom.dcmread(file, force=True, **options)
     except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
         raise ImagingError(f"{label or file} is not a whole DICOM file: {brief(error)}.") from error
+
+
+@contextmanager
+def understanding(path: Path) -> Iterator[None]:
+    """Turn what pydicom raises for malformed attributes (a letter in a number ...) into an ImagingError.
+
+    pydicom's warnings and log lines are held back inside: they quote attribute values, and names may be among them.
+    """
+    logger, was = logging.getLogger("pydicom"), logging.getLogger("pydicom").disabled
+    logger.disabled = True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, struct.error) as error:
+        raise ImagingError(f"{path}: a DICOM attribute cannot be understood: {brief(error)}.") from error
+    finally:
+        logger.disabled = was
 
 
 def decode(dataset: Dataset, path: Path, index: int | None, max_bytes: int | None) -> np.ndarray:
@@ -73,10 +97,10 @@ def decode(dataset: Dataset, path: Path, index: int | None, max_bytes: int | Non
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            return pixel_array(dataset, index=index)
+            pixels = pixel_array(dataset, index=index)
     except Exception as error:  # decoders of four libraries raise what they like; every one is the file's fault
-        name = _transfer_syntax_name(dataset)
-        raise ImagingError(f"{path}: its pixels ({name}) cannot be decoded: {brief(error)}.") from error
+        raise ImagingError(f"{path}: its pixels cannot be decoded: {_why(error, dataset)}.") from error
+    return pixels if pixels.dtype.isnative else pixels.astype(pixels.dtype.newbyteorder("="))
 
 
 def frame_count(dataset: Dataset) -> int:
@@ -126,6 +150,17 @@ def _assume_transfer_syntax(dataset: Dataset) -> None:
     else:
         uid = pydicom.uid.ImplicitVRLittleEndian if implicit else pydicom.uid.ExplicitVRLittleEndian
     dataset.file_meta.TransferSyntaxUID = uid
+
+
+def _why(error: Exception, dataset: Dataset) -> str:
+    name = _transfer_syntax_name(dataset)
+    if "plugins" not in str(error):
+        return f"{name}, {brief(error)}"
+    reason = brief(Exception(str(error).split("gdcm:", 1)[-1]))
+    return (
+        f"none of the installed decoders reads this {name} data (gdcm: {reason}); "
+        "convert it to an uncompressed file, e.g. with gdcmconv --raw"
+    )
 
 
 def _transfer_syntax_name(dataset: Dataset) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from medmvl.errors import ImagingError
-from medmvl.imaging.dicom import floats, frame_count, looks_like_dicom, number, open_dicom
+from medmvl.imaging.dicom import floats, frame_count, looks_like_dicom, number, open_dicom, understanding
 from medmvl.imaging.dicom_image import functional_group
 
 _TAGS = [
@@ -90,7 +90,13 @@ class Series:
 
     def describe(self) -> str:
         """Say what the series is, without UID and description (they may identify a patient)."""
-        return f"{self.modality}, {len(self.slices)} slices of {self.rows}x{self.columns}, {self.thickness:g} mm thick"
+        size = f"{len(self.slices)} slices of {self.rows}x{self.columns}"
+        return f"{self.modality} {self.plane}, {size}, {self.thickness:g} mm thick"
+
+    @property
+    def plane(self) -> str:
+        """The anatomical plane that the slices are closest to."""
+        return ("sagittal", "coronal", "axial")[int(np.abs(self.slices[0].normal).argmax())]
 
 
 def list_series(path: Path | str) -> list[Series]:
@@ -113,17 +119,19 @@ def scan(path: Path) -> tuple[list[Series], list[str]]:
         if not is_dicom:
             left_out["not DICOM"] += 1
             continue
-        dataset, raw = _read_header(file)
-        reason = _not_a_slice(dataset)
-        if reason:
-            left_out[reason] += 1
-            continue
-        for item in _slices_of(dataset, file, raw):
-            if item is None:
-                left_out["without position, orientation or spacing"] += 1
+        with understanding(file):
+            dataset, raw = _read_header(file)
+            reason = _not_a_slice(dataset)
+            if reason:
+                left_out[reason] += 1
                 continue
-            groups[_group_key(dataset, item)].append((item, dataset))
-    series = [part for members in groups.values() for part in _series_of(members)]
+            for item in _slices_of(dataset, file, raw):
+                if item is None:
+                    left_out["without position, orientation or usable spacing"] += 1
+                    continue
+                groups[_group_key(dataset, item)].append((item, dataset))
+    with understanding(path):
+        series = [part for members in groups.values() for part in _series_of(members)]
     series.sort(key=lambda s: -len(s.slices))
     return series, [f"left out: {count} file(s) or frame(s) {reason}" for reason, count in sorted(left_out.items())]
 
@@ -143,6 +151,8 @@ def choose_series(found: list[Series], wanted: str | None, path: Path, left_out:
     if wanted in ("largest", "thinnest"):
         keys = [len(s.slices) if wanted == "largest" else -s.thickness for s in candidates]
         best = [series for series, key in zip(candidates, keys, strict=True) if key == max(keys)]
+    elif wanted in ("axial", "coronal", "sagittal"):
+        best = [series for series in candidates if series.plane == wanted]
     elif wanted is not None:
         best = [series for series in found if series.uid == wanted] or [s for s in found if s.uid.endswith(wanted)]
     else:
@@ -151,8 +161,11 @@ def choose_series(found: list[Series], wanted: str | None, path: Path, left_out:
         return best[0]
     listing = "; ".join(f"...{series.uid[-12:]}: {series.describe()}" for series in candidates)
     why = "holds several series" if wanted is None else f"has {len(best)} series that match series={wanted!r}"
+    if len({series.uid for series in candidates}) == 1:
+        why = "holds one series of mixed orientations, matrices or spacings"
     raise ImagingError(
-        f"{path} {why}: {listing}. Choose with series=<UID or its end>, series='largest' or series='thinnest'."
+        f"{path} {why}: {listing}. Choose with series=<UID or its end>, 'largest', 'thinnest', 'axial', 'coronal' or "
+        "'sagittal'; or put the one that is meant into a folder of its own."
     )
 
 
@@ -208,7 +221,10 @@ def _slices_of(dataset: Dataset, path: Path, raw: tuple[int, str] | None) -> Ite
         position = floats(where.get("ImagePositionPatient"), 3)
         orientation = floats(turned.get("ImageOrientationPatient"), 6)
         spacing = floats(measures.get("PixelSpacing"), 2)
-        if position is None or orientation is None or spacing is None or (frames > 1 and where is dataset):
+        if position is None or orientation is None or spacing is None or min(spacing) <= 0:
+            yield None
+            continue
+        if frames > 1 and where is dataset:  # one position for all frames: a film, not a stack
             yield None
             continue
         yield Slice(

@@ -10,7 +10,7 @@ from pydicom.multival import MultiValue
 from pydicom.pixels import apply_color_lut, apply_modality_lut
 
 from medmvl.errors import ImagingError
-from medmvl.imaging.dicom import brief, decode, floats, frame_count, number, open_dicom
+from medmvl.imaging.dicom import brief, decode, floats, frame_count, number, open_dicom, understanding
 from medmvl.imaging.image import Image
 from medmvl.imaging.pictures import choose_frame
 from medmvl.imaging.windows import VoiFunction, VoiLut, Window
@@ -25,6 +25,11 @@ def read_dicom_image(path: Path, frame: int | None, max_bytes: int | None) -> Im
         ImagingError: if the file has no pixels, several frames and none is named, or cannot be decoded.
     """
     dataset = open_dicom(path)
+    with understanding(path):
+        return _read(dataset, path, frame, max_bytes)
+
+
+def _read(dataset: Dataset, path: Path, frame: int | None, max_bytes: int | None) -> Image:
     count = frame_count(dataset)
     index = choose_frame(frame, count, path)
     stored = decode(dataset, path, index, max_bytes)

@@ -42,7 +42,8 @@ def read_dicom_volume(
     """Read a folder with DICOM files, or one multi-frame file, into the standard axial view SPL.
 
     Args:
-        series: UID, end of a UID, "largest" or "thinnest"; needed where several series are volumes.
+        series: UID, end of a UID, "largest", "thinnest", "axial", "coronal" or "sagittal"; needed where several series
+            are volumes.
         gaps: what to do about missing slices and irregular steps: "refuse", "fill" or "keep".
 
     Raises:

@@ -6,7 +6,7 @@ import io
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import nibabel as nib
 import numpy as np
@@ -22,7 +22,7 @@ from medmvl.imaging.volume import Units, Volume, check_finite, check_spacing
 
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 #: what the inflater, the header parser and the file system raise for a damaged file
-_BROKEN: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, isal_zlib.error, HeaderDataError, ValueError)
+_BROKEN: tuple[Any, ...] = (OSError, EOFError, zlib.error, isal_zlib.error, HeaderDataError, ValueError)
 _GZIP_MAGIC = b"\x1f\x8b"
 #: mm per unit of the header's xyzt_units
 _MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}

@@ -68,7 +68,8 @@ def read_volume(
         orientation: sides of an array file's axes, e.g. "SPL"; other files know their own.
         slope, intercept: a rescale to HU that a NIfTI file lacks (CT-RATE: from its metadata csv).
         already_rescaled: the answer to "the values look rescaled already": True leave, False apply.
-        series: which DICOM series of a folder with several: its UID (or the end of it), "largest" or "thinnest".
+        series: which DICOM series of a folder with several: its UID (or the end of it), "largest", "thinnest",
+            "axial", "coronal" or "sagittal".
         gaps: missing or irregular slices of a series: "refuse", "fill" (interpolate), or "keep" (as if regular).
         max_bytes: limit for the decoded size, instead of 4 GiB (or the environment variable MEDMVL_MAX_BYTES).
 

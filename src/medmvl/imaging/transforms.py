@@ -19,7 +19,7 @@ import torch.nn.functional as F
 Box = tuple[tuple[int, int, int], tuple[int, int, int]]
 Grid = Literal["edges", "centres"]
 
-# Up to this many output columns torch computes `bilinear` by another kernel, whose rounding is not that of
+# Up to this many output rows or columns torch computes `bilinear` by another kernel, whose rounding is not that of
 # `trilinear`; the latter with one slice costs four times more, which does not matter at this size.
 _BILINEAR_OWN_KERNEL = 64
 
@@ -104,13 +104,13 @@ def plan_axis(
     """
     sample = np.arange(output) + offset
     if grid == "edges":
-        # single precision in torch's order of operations, so that weights agree to the last bit
-        ratio = np.float32(length) / np.float32(resampled)
-        position = ratio * (sample.astype(np.float32) + np.float32(0.5)) - np.float32(0.5)
+        # torch computes this in single precision with a fused multiply-add; weights agree to the last bit
+        ratio = np.float64(np.float32(length) / np.float32(resampled))
+        position = (ratio * (sample + 0.5) - 0.5).astype(np.float32)
     else:
         assert step is not None
         position = (sample * step).astype(np.float32)
-    position = np.clip(position, np.float32(0), np.float32(length - 1))
+    position = np.maximum(position, np.float32(0))
     low = np.minimum(position.astype(np.int64), length - 1)
     weight = np.clip(position - low.astype(np.float32), 0, 1).astype(np.float32)
     return AxisPlan(low, np.minimum(low + 1, length - 1), weight, (sample >= 0) & (sample < resampled))
@@ -181,7 +181,7 @@ def _resize_plane(channels: np.ndarray, plan: Resampling) -> np.ndarray:
     """(C, h, w) -> the part of its (C, h', w') bilinear resize that lies in the output."""
     _, height, width = plan.resampled
     tensor = torch.from_numpy(channels)[None]
-    if width <= _BILINEAR_OWN_KERNEL:
+    if min(height, width) <= _BILINEAR_OWN_KERNEL:
         resized = F.interpolate(tensor[:, :, None], size=(1, height, width), mode="trilinear")[0, :, 0]
     else:
         resized = F.interpolate(tensor, size=(height, width), mode="bilinear")[0]

@@ -1,0 +1,215 @@
+"""Series folders: order, rescale, duplicates, gaps, several series, tilt, and what is left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import RLELossless, generate_uid
+
+from imaging.dicom_writing import SERIES, random_hu, slice_dataset, write_series
+from medmvl.errors import ImagingError
+from medmvl.imaging import list_series, read_volume
+
+
+def test_slices_are_sorted_by_position_and_rescaled(tmp_path: Path) -> None:
+    hu = random_hu()
+    volume = read_volume(write_series(tmp_path, hu))
+    np.testing.assert_array_equal(volume.array, hu)
+    assert volume.array.dtype == np.int16
+    assert volume.units == "HU"
+    assert volume.spacing == pytest.approx((2.0, 0.8, 0.7))
+    assert "Secret" not in repr(volume)
+    assert str(tmp_path) not in repr(volume)
+
+
+def test_unsigned_values_do_not_wrap(tmp_path: Path) -> None:
+    """uint16 with a negative intercept wraps under numpy 2 unless it is widened first."""
+    hu = np.full((3, 4, 5), -1024, dtype=np.int16)  # stored as 0
+    assert read_volume(write_series(tmp_path, hu)).array.max() == -1024
+
+
+def test_values_that_do_not_fit_int16_become_float(tmp_path: Path) -> None:
+    for index in range(3):
+        stored = np.full((4, 5), 65535, dtype=np.uint16)
+        slice_dataset(stored, (0, 0, 2.0 * index)).save_as(tmp_path / f"{index}.dcm", enforce_file_format=True)
+    volume = read_volume(tmp_path)
+    assert volume.array.dtype == np.float32
+    assert volume.array.max() == 65535 - 1024
+
+
+def test_slope_of_each_slice_is_its_own(tmp_path: Path) -> None:
+    for index in range(3):
+        stored = np.full((4, 5), 100, dtype=np.uint16)
+        dataset = slice_dataset(stored, (0, 0, 2.0 * index), RescaleSlope=0.5 + index, RescaleIntercept=-20)
+        dataset.save_as(tmp_path / f"{index}.dcm", enforce_file_format=True)
+    assert read_volume(tmp_path).array[:, 0, 0].tolist() == [30.0, 130.0, 230.0]
+
+
+def test_compressed_slices(tmp_path: Path) -> None:
+    hu = random_hu()
+    for path in write_series(tmp_path, hu).iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.compress(RLELossless)
+        dataset.save_as(path)
+    np.testing.assert_array_equal(read_volume(tmp_path).array, hu)
+
+
+def test_padding_becomes_air(tmp_path: Path) -> None:
+    hu = random_hu()
+    hu[:, 0, 0] = 976  # stored as 2000
+    volume = read_volume(write_series(tmp_path, hu, PixelPaddingValue=2000))
+    assert (volume.array[:, 0, 0] == -1024).all()
+    assert any("padding" in step for step in volume.history)
+
+
+def test_missing_slices_are_refused_with_positions_and_filled_if_asked(tmp_path: Path) -> None:
+    hu = np.arange(8, dtype=np.int16)[:, None, None] * 100 * np.ones((8, 4, 5), dtype=np.int16) - 1000
+    write_series(tmp_path, hu, shuffle=False)
+    (tmp_path / "0003.dcm").unlink()
+    (tmp_path / "0004.dcm").unlink()
+    with pytest.raises(ImagingError, match=r"2 slices are missing.*9\.00 -> 15\.00"):
+        read_volume(tmp_path)
+    filled = read_volume(tmp_path, gaps="fill")
+    np.testing.assert_array_equal(filled.array, hu)  # linear values: interpolation restores them
+    assert filled.warnings
+    kept = read_volume(tmp_path, gaps="keep")
+    assert kept.shape == (6, 4, 5)
+    with pytest.raises(ImagingError, match="gaps="):
+        read_volume(tmp_path, gaps="ignore")  # type: ignore[arg-type]
+
+
+def test_irregular_spacing_is_refused(tmp_path: Path) -> None:
+    for index, z in enumerate((0.0, 2.0, 4.0, 5.3, 7.3, 9.3)):
+        stored = np.zeros((4, 5), dtype=np.uint16)
+        slice_dataset(stored, (0, 0, z)).save_as(tmp_path / f"{index}.dcm", enforce_file_format=True)
+    with pytest.raises(ImagingError, match="not evenly spaced"):
+        read_volume(tmp_path)
+
+
+def test_a_copy_is_dropped_and_a_second_scan_is_refused(tmp_path: Path) -> None:
+    hu = random_hu()
+    write_series(tmp_path, hu, shuffle=False)
+    (tmp_path / "copy.dcm").write_bytes((tmp_path / "0002.dcm").read_bytes())
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.array, hu)
+    assert any("1 duplicate" in step for step in volume.history)
+    other = slice_dataset(np.full((10, 12), 7, dtype=np.uint16), (-10.0, -20.0, 9.0))
+    other.save_as(tmp_path / "other.dcm", enforce_file_format=True)
+    with pytest.raises(ImagingError, match="two different slices at position 9.00 mm"):
+        read_volume(tmp_path)
+
+
+def test_several_series_are_listed_and_chosen(tmp_path: Path) -> None:
+    small, large = random_hu((3, 10, 12), 1), random_hu((6, 10, 12), 2)
+    write_series(tmp_path / "a", small, SeriesInstanceUID=f"{SERIES}.1", SliceThickness=1.0)
+    write_series(tmp_path / "b", large, SeriesInstanceUID=f"{SERIES}.2", SliceThickness=5.0)
+    with pytest.raises(ImagingError, match=r"several series.*6 slices.*3 slices.*series='largest'|'largest'"):
+        read_volume(tmp_path)
+    for wanted, expected in (("largest", large), ("thinnest", small), (f"{SERIES}.1", small), ("498.1.2", large)):
+        np.testing.assert_array_equal(read_volume(tmp_path, series=wanted).array, expected)
+    with pytest.raises(ImagingError, match="0 series that match"):
+        read_volume(tmp_path, series="9.9.9")
+    assert [len(series.slices) for series in list_series(tmp_path)] == [6, 3]
+
+
+def test_two_acquisitions_in_one_series_are_told_apart(tmp_path: Path) -> None:
+    first, second = random_hu(seed=1), random_hu(seed=2)
+    write_series(tmp_path / "a", first, AcquisitionNumber=1)
+    write_series(tmp_path / "b", second, AcquisitionNumber=2)
+    with pytest.raises(ImagingError, match="several series"):
+        read_volume(tmp_path)
+    np.testing.assert_array_equal(read_volume(tmp_path, series="#2").array, second)
+
+
+def test_mixed_orientations_are_refused_and_a_plane_can_be_chosen(tmp_path: Path) -> None:
+    hu = random_hu()
+    write_series(tmp_path / "a", hu)
+    for index in range(3):
+        dataset = slice_dataset(
+            np.zeros((10, 12), dtype=np.uint16), (0.0, 2.0 * index, 0.0), ImageOrientationPatient=[1, 0, 0, 0, 0, -1]
+        )
+        dataset.save_as(tmp_path / f"coronal{index}.dcm", enforce_file_format=True)
+    with pytest.raises(ImagingError, match="mixed orientations"):
+        read_volume(tmp_path)
+    np.testing.assert_array_equal(read_volume(tmp_path, series="axial").array, hu)
+
+
+def test_localizers_reports_and_foreign_files_are_left_out_and_counted(tmp_path: Path) -> None:
+    hu = random_hu()
+    write_series(tmp_path, hu)
+    scout = slice_dataset(
+        np.zeros((10, 12), dtype=np.uint16), (0, 0, 0), ImageType=["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    )
+    scout.save_as(tmp_path / "scout.dcm", enforce_file_format=True)
+    report = slice_dataset(
+        np.zeros((1, 1), dtype=np.uint16), (0, 0, 0), Modality="SR", Rows=None, Columns=None, PixelData=None
+    )
+    report.save_as(tmp_path / "dose.dcm", enforce_file_format=True)
+    (tmp_path / "notes.txt").write_text("hello")
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.array, hu)
+    assert sum("left out: 1" in step for step in volume.history) == 3
+
+
+def test_gantry_tilt_is_reported(tmp_path: Path) -> None:
+    tilt = np.radians(15.0)
+    cosines = [1, 0, 0, 0, float(np.cos(tilt)), float(np.sin(tilt))]
+    for index in range(4):
+        dataset = slice_dataset(np.zeros((4, 5), dtype=np.uint16), (0, 0, 2.0 * index), ImageOrientationPatient=cosines)
+        dataset.save_as(tmp_path / f"{index}.dcm", enforce_file_format=True)
+    volume = read_volume(tmp_path)
+    assert any("gantry tilt of 15.0 degrees" in warning for warning in volume.warnings)
+
+
+def test_bad_folders_and_files(tmp_path: Path) -> None:
+    with pytest.raises(ImagingError, match="no DICOM slices"):
+        read_volume(tmp_path)
+    single = slice_dataset(np.zeros((4, 5), dtype=np.uint16), (0, 0, 0))
+    single.save_as(tmp_path / "one.dcm", enforce_file_format=True)
+    with pytest.raises(ImagingError, match="single slice"):
+        read_volume(tmp_path)
+    for keyword, value in (("ImagePositionPatient", None), ("PixelSpacing", None)):
+        folder = tmp_path / keyword
+        write_series(folder, random_hu(), **{keyword: value})
+        with pytest.raises(ImagingError, match="without position, orientation or usable spacing"):
+            read_volume(folder)
+
+
+def test_truncated_slice_is_named(tmp_path: Path) -> None:
+    write_series(tmp_path, random_hu(), shuffle=False)
+    path = tmp_path / "0002.dcm"
+    path.write_bytes(path.read_bytes()[:-50])
+    with pytest.raises(ImagingError, match=r"0002\.dcm"):
+        read_volume(tmp_path)
+
+
+@pytest.mark.parametrize(("mm", "message"), [(0.0, "usable spacing"), (500.0, "cannot be right")])
+def test_absurd_spacing_is_refused(mm: float, message: str, tmp_path: Path) -> None:
+    write_series(tmp_path, random_hu(), PixelSpacing=[mm, mm])
+    with pytest.raises(ImagingError, match=message):
+        read_volume(tmp_path)
+    if mm:
+        assert read_volume(tmp_path, spacing=(2.0, 1.0, 1.0)).spacing == pytest.approx((2.0, 1.0, 1.0))
+
+
+def test_other_modalities_are_arbitrary(tmp_path: Path) -> None:
+    write_series(tmp_path, random_hu(), Modality="MR", RescaleSlope=None, RescaleIntercept=None)
+    volume = read_volume(tmp_path)
+    assert volume.units == "arbitrary"
+    assert volume.array.min() == 0
+
+
+def test_size_limit_comes_before_the_pixels(tmp_path: Path) -> None:
+    write_series(tmp_path, random_hu())
+    with pytest.raises(ImagingError, match="limit"):
+        read_volume(tmp_path, max_bytes=100)
+
+
+def test_uids_differ_but_nothing_else_does(tmp_path: Path) -> None:
+    """Every SOP instance UID is new, as after an anonymiser: the volume is the same."""
+    hu = random_hu()
+    volume = read_volume(write_series(tmp_path, hu, StudyInstanceUID=generate_uid()))
+    np.testing.assert_array_equal(volume.array, hu)
