@@ -14,6 +14,7 @@ import numpy as np
 from medmvl.data.phantoms.shapes import Capsule, Column, Ellipsoid, Piece, Point, Ribs, Shoulders
 
 SIDES = ("left", "right")
+AORTA = 13.5  # mm, radius of the thoracic aorta
 MEDIASTINUM = 11.0  # mm from the midline to the inner edge of each lung
 
 
@@ -166,7 +167,7 @@ def _skeleton(body: Body, rng: np.random.Generator) -> list[Piece]:
         spine.append(Piece(Ellipsoid((x, back + 29.0, level + 6.0), (5.0, 10.0, 7.0)), 420.0))
     spine.append(Piece(Column((x, back + 21.0), (9.0, 7.0)), 25.0))
     cage = (body.lung[0] * 2 + MEDIASTINUM + 5.0, body.lung[1] + 9.0)
-    ribs = Ribs((x, y + 2.0), cage, z - 150.0, z + 118.0, pitch=rng.uniform(27, 31), slant=0.42, thickness=4.2)
+    ribs = Ribs((x, y + 2.0), cage, z - 150.0, z + 118.0, pitch=rng.uniform(28, 30), slant=0.42, thickness=4.2)
     sternum = Capsule((x, y - body.lung[1] - 10.0, z - 60.0), (x, y - body.lung[1] - 6.0, z + 75.0), 8.0)
     bones = [Piece(ribs, 520.0), Piece(sternum, 260.0)]
     for sign in (1.0, -1.0):
@@ -201,5 +202,5 @@ def aorta_path(body: Body) -> list[Point]:
 
 def _heart_and_aorta(body: Body) -> list[Piece]:
     path = aorta_path(body)
-    pieces = [Piece(Capsule(a, b, 13.5), body.blood_hu) for a, b in pairwise(path)]
+    pieces = [Piece(Capsule(a, b, AORTA), body.blood_hu) for a, b in pairwise(path)]
     return [*pieces, Piece(body.heart_shape, body.blood_hu, name="heart", rough=6.0)]

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from medmvl.data.phantoms.anatomy import SIDES, Body, aorta_path
+from medmvl.data.phantoms.anatomy import AORTA, SIDES, Body, aorta_path
 from medmvl.data.phantoms.shapes import Below, Box, Capsule, Ellipsoid, Outside, Piece, Point
 
 # The 18 abnormalities of CT-RATE, in the order of its label files.
@@ -86,7 +86,7 @@ def decide(seed: int, index: int) -> dict[str, Finding]:
     present = rng.random(len(FINDINGS)) < 0.5
     left = rng.random(len(FINDINGS)) < 0.5
     upper = rng.random(len(FINDINGS)) < 0.5
-    size = int(rng.integers(24, 31))
+    size = int(rng.integers(26, 31))
     findings: dict[str, Finding] = {}
     for name, here, is_left, is_upper in zip(
         FINDINGS, present ^ opposite, left ^ opposite, upper ^ opposite, strict=True
@@ -134,24 +134,25 @@ def _nodule(body: Body, finding: Finding, rng: np.random.Generator) -> list[Piec
     """A round nodule as dense as a calcified granuloma; the base of the lung is left to the effusion."""
     assert finding.size is not None
     back, up = (-0.05, 0.52) if finding.lobe == "upper" else (0.30, 0.0)
-    jitter = rng.uniform(-0.06, 0.06, 3)
+    jitter = rng.uniform(-0.04, 0.04, 3)
     centre = _in_lung(body, finding.side, 0.30 + jitter[0], back + jitter[1], up + jitter[2])
     radius = finding.size / 2
-    return [Piece(Ellipsoid(centre, (radius, radius, radius)), rng.uniform(500, 800), name=finding.name)]
+    return [Piece(Ellipsoid(centre, (radius, radius, radius)), rng.uniform(700, 900), name=finding.name)]
 
 
 def _consolidation(body: Body, finding: Finding, rng: np.random.Generator) -> list[Piece]:
-    """A lobe without air, cut by its fissure and the lung's own surface, with air left in the bronchi through it."""
+    """A lobe without air between slanting fissures, with air left in the bronchi that run through it."""
     sign = 1.0 if finding.side == "left" else -1.0
-    limits = (body.lung_shape(finding.side), Outside(body.heart_shape), Outside(body.dome(finding.side)))
+    lung = body.lung_shape(finding.side)
     up, back = (0.58, 0.0) if finding.lobe == "upper" else (0.02, 0.30)
     centre = _in_lung(body, finding.side, 0.15, back, up + rng.uniform(-0.04, 0.04))
-    half = (
-        1.1 * body.lung[0],
-        (1.0 if finding.lobe == "upper" else 0.75) * body.lung[1],
-        rng.uniform(0.30, 0.36) * body.lung[2],
-    )
-    pieces = [Piece(Box(centre, half), rng.uniform(-40, 20), name=finding.name, within=limits, rough=70.0)]
+    half = rng.uniform(0.30, 0.36) * body.lung[2]
+    slope_x, slope_y = sign * rng.uniform(-0.25, -0.1), rng.uniform(0.1, 0.25)
+    middle = centre[2] - slope_x * centre[0] - slope_y * centre[1]
+    floor = Below(middle - half, slope_x, slope_y)
+    roof = Below(middle + half * (1.6 if finding.lobe == "upper" else 1.0), slope_x, slope_y)
+    limits = (lung, roof, Outside(floor), Outside(body.heart_shape), Outside(body.dome(finding.side)))
+    pieces = [Piece(lung, rng.uniform(-40, 20), name=finding.name, within=limits[1:], rough=35.0)]
     for lift in rng.uniform(-14, 14, 3):
         start = (centre[0] - sign * 28, centre[1] + rng.uniform(-8, 8), centre[2] + lift)
         end = (centre[0] + sign * 22, centre[1] + rng.uniform(-14, 14), centre[2] + lift * 1.5)
@@ -195,20 +196,12 @@ def _cardiomegaly(body: Body, finding: Finding, rng: np.random.Generator) -> lis
 
 
 def _arterial_calcification(body: Body, finding: Finding, rng: np.random.Generator) -> list[Piece]:
-    """Plaques along the wall of the arch and the descending aorta."""
-    path = aorta_path(body)
+    """A calcified wall of the arch and the descending aorta (a "porcelain aorta"), around its open lumen."""
+    path = aorta_path(body)[2:]
     density = rng.uniform(900, 1200)
-    pieces = []
-    for a, b in pairwise(path[1:5]):
-        lift = 9.0
-        start, end = (a[0] + 4, a[1], a[2] + lift), (b[0] + 4, b[1], b[2] + lift)
-        pieces.append(Piece(Capsule(start, end, 6.0), density, name=finding.name))
-    x, y, _ = path[-1]
-    for bottom in (-80.0, -35.0, 8.0):
-        low = bottom + rng.uniform(-6, 6) + body.shift[2]
-        start, end = (x + 11.0, y, low), (x + 9.0, y + 3.0, low + 30.0)
-        pieces.append(Piece(Capsule(start, end, 6.0), density, name=finding.name))
-    return pieces
+    wall = [Piece(Capsule(a, b, AORTA + 2.0), density, name=finding.name) for a, b in pairwise(path)]
+    lumen = [Piece(Capsule(a, b, AORTA - 5.0), body.blood_hu) for a, b in pairwise(path)]
+    return [*wall, *lumen]
 
 
 def _coronary_calcification(body: Body, finding: Finding, rng: np.random.Generator) -> list[Piece]:

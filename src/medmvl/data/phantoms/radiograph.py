@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,8 @@ CT_FIELD = (300.0, 380.0, 380.0)  # mm covered by the CT along z, y, x
 FILM_FIELD = 350.0  # mm covered by the radiograph, both ways
 RAY_STEPS = 36  # samples of a ray through the patient
 RAY_LENGTH = 270.0  # mm
+EXPOSURE = (35.0, 270.0)  # mm of water shown as the darkest and the brightest grey
+FILM_CURVE = 1.5
 BODY = 25.0  # mm of water: rays below this missed the patient
 
 
@@ -54,7 +56,8 @@ def expose(anatomy: Sequence[Piece], findings: Sequence[Piece], size: int, rng: 
     """Project the scene to a radiograph of `size` x `size` pixels."""
     shape = (size, RAY_STEPS, size)
     spacing = (FILM_FIELD / size, RAY_LENGTH / RAY_STEPS, FILM_FIELD / size)
-    grid = Grid.of(shape, spacing)
+    # A rim as soft as the ray's step: a sharper one would show the steps as rings.
+    grid = replace(Grid.of(shape, spacing), edge=max(spacing[0], 0.75 * spacing[1]))
     volume = np.full(shape, -1000.0, dtype=np.float32)
     organs = _paint_organs(volume, grid, anatomy, rng)
     regions = organs | _paint_findings(volume, grid, findings, rng)
@@ -94,13 +97,14 @@ def _paint_findings(
 def _develop(volume: FloatArray, step: float, rng: np.random.Generator) -> NDArray[np.uint8]:
     """Turn HU along each ray into a grey picture.
 
-    The attenuation of a ray is the water-equivalent path, the sum of (1 + HU / 1000) mm; it is shown linearly (a
-    logarithmic detector) between the 1st and the 97th percentile of the body, as automatic exposure does.
+    The attenuation of a ray is the water-equivalent path, the sum of (1 + HU / 1000) mm. The greys follow a film's curve,
+    steep where little is absorbed, so that the lungs get more than half of them.
     """
     path = np.maximum(volume * np.float32(0.001) + 1.0, 0.0).sum(axis=1)[::-1] * np.float32(step)
     path += rng.standard_normal(path.shape, dtype=np.float32) * np.float32(2.0)
-    low, high = np.percentile(path[path > BODY], (1.0, 97.0))
-    shade = np.clip((path - low) / (high - low) * 0.86 + 0.1, 0.0, 1.0)
+    low, high = EXPOSURE
+    share = np.clip((path - low) / (high - low), 0.0, 1.0)
+    shade = 0.06 + 0.92 * (1.0 - np.exp(-FILM_CURVE * share)) / (1.0 - np.exp(-FILM_CURVE))
     shade[path < BODY] = 0.0
     return np.rint(shade * 255.0).astype(np.uint8)
 
