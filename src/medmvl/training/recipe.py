@@ -272,14 +272,24 @@ class RunSection(Section):
 
 
 class PhantomSection(Section):
-    """Synthetic patients that are drawn on first use, so that a recipe runs with no data at all."""
+    """Synthetic patients that are drawn on first use, so that a recipe runs with no data at all.
 
-    patients: Count = 24
-    """Number of synthetic patients."""
-    seed: int = 0
+    Below `data_root` they become `phantoms/slake` and `phantoms/ct-rate` in the layouts of those data sets, and the
+    records `phantoms/2d/{train,validation,test}.jsonl` and `phantoms/ct/{train,valid}.jsonl`.
+    """
+
+    train: Annotated[int, Field(ge=2)] = 24
+    """Patients to train on; even, since phantoms come in pairs of opposite findings."""
+    val: Annotated[int, Field(ge=2)] = 4
+    """Patients of the 2D validation split."""
+    test: Annotated[int, Field(ge=2)] = 8
+    """Patients of the 2D test split and of CT-RATE's `valid` split."""
+    seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the drawing."""
     size: tuple[int, int, int] = (24, 64, 64)
     """Voxels (D, H, W) of a scan."""
+    film: Annotated[int, Field(ge=32)] = 64
+    """Side of a radiograph in pixels."""
 
 
 class Recipe(Section):

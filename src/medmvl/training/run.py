@@ -26,6 +26,7 @@ from medmvl.training.callbacks import Bar, SaveAndStop, StageCallback, StepLog, 
 from medmvl.training.checkpoints import newest_whole
 from medmvl.training.distributed import barrier, is_main_process, join
 from medmvl.training.packing import PACKED, attention, supports_packing
+from medmvl.training.phantoms import draw_phantoms
 from medmvl.training.recipe import Recipe, RunSection, StageSection
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run_folder import RunFolder, save_finished
@@ -67,6 +68,7 @@ def train(
     prepare(recipe)
     folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
     if is_main_process():
+        draw_phantoms(recipe)
         folder.open(recipe, resume or stage is not None)
     barrier()
     for section in chosen:

@@ -1,0 +1,40 @@
+"""Phantoms for recipes that bring no data: drawn once, converted by the converters of the real data sets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from medmvl.data.phantoms import split_patients, write_ct_rate, write_slake
+from medmvl.data.prepare import convert
+from medmvl.errors import RecipeError
+from medmvl.files import read_json, write_json
+from medmvl.training.recipe import Recipe
+
+
+def draw_phantoms(recipe: Recipe) -> None:
+    """Draw the recipe's phantoms below its `data_root`, unless they are there already.
+
+    Raises:
+        RecipeError: if phantoms with other settings are there.
+    """
+    section = recipe.phantoms
+    if section is None:
+        return
+    root = Path(recipe.path("phantoms"))
+    settings = section.model_dump(mode="json")
+    done = root / "phantoms.json"
+    if done.is_file():
+        if read_json(done) != settings:
+            raise RecipeError(
+                f"{root} holds phantoms that were drawn with other settings. Remove that folder, or choose another "
+                "place with --set data_root=DIR."
+            )
+        return
+    patients = split_patients(
+        section.seed, {"train": section.train, "val": section.val, "test": section.test}, section.size, section.film
+    )
+    write_slake(root / "slake", patients)
+    write_ct_rate(root / "ct-rate", {"train": patients["train"], "valid": patients["test"]})
+    convert("slake", root / "slake", root / "2d", options={"multi_turn": True})
+    convert("ct-rate", root / "ct-rate", root / "ct")
+    write_json(done, settings)

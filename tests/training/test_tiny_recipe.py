@@ -1,0 +1,48 @@
+"""The smallest full path runs as its header says, through the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from medmvl.cli.main import app
+from medmvl.errors import RecipeError
+from medmvl.training.phantoms import draw_phantoms
+from medmvl.training.recipe_io import load_recipe
+from medmvl.training.run_folder import read_log
+
+TINY = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
+
+
+def test_tiny_recipe_runs_from_nothing(tmp_path):
+    # Fewer steps and patients than the recipe has: what is tested is the path, not the patience.
+    changes = ["phantoms={train: 4, val: 2, test: 2}", "run.device=cpu", f"data_root={tmp_path / 'data'}"]
+    changes += [f"stages.{name}.max_steps=2" for name in ("align", "instruct", "adapt")]
+    arguments = ["train", str(TINY), "--out", str(tmp_path / "run")]
+    for change in changes:
+        arguments += ["--set", change]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert str(tmp_path / "run" / "model") in result.output
+    stages = [row["stage"] for row in read_log(tmp_path / "run" / "log.jsonl")]
+    assert stages == ["align"] * 2 + ["instruct"] * 2 + ["adapt"] * 2
+    assert (tmp_path / "data" / "phantoms" / "2d" / "test.jsonl").is_file()
+    again = CliRunner().invoke(app, [*arguments, "--resume"], catch_exceptions=False)
+    assert again.exit_code == 0
+    other = load_recipe(TINY, [*changes, "phantoms.seed=1"])
+    with pytest.raises(RecipeError, match="drawn with other settings"):
+        draw_phantoms(other)
+
+
+def test_tiny_recipe_holds_every_kind_of_stage():
+    stages = yaml.safe_load(TINY.read_text())["stages"]
+    kinds = [
+        {name: part if isinstance(part, str) else part["mode"] for name, part in s["train"].items()} for s in stages
+    ]
+    assert set(kinds[0]) == {"image_connector", "volume_connector"}
+    assert set(kinds[1].values()) == {"full"}
+    assert len(kinds[1]) == 5
+    assert kinds[2]["llm"] == "lora"
