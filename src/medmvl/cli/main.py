@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from medmvl.cli import data_check, list_parts, predict
+from medmvl.cli import checkpoint, data_check, list_parts, predict
 from medmvl.cli.demo import demo
 from medmvl.cli.train import train
 from medmvl.errors import MedMVLError
@@ -27,6 +27,10 @@ app.command("list")(list_parts.list_parts)
 data = _group("Convert, check, show and cache data sets.")
 data.command()(data_check.check)
 app.add_typer(data, name="data")
+
+checkpoints = _group("Convert, export, merge and inspect checkpoints.")
+checkpoints.command()(checkpoint.convert)
+app.add_typer(checkpoints, name="checkpoint")
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """Conversations become token ids and labels: the only author of labels in the project.
 
 1. The template renders the messages to text and marks, by its generation blocks, the characters to learn.
-2. The text is cut at the placeholders; each piece of text is tokenised on its own, each placeholder becomes one
-   token per visual embedding.
+2. The text is cut at the placeholders and behind a leading bos token; each piece of text is tokenised on its own, each
+   placeholder becomes one token per visual embedding.
 3. A token is supervised if it holds a marked character. Placeholders never are.
 """
 
@@ -20,6 +20,9 @@ from medmvl.errors import RecipeError
 
 #: Label of a position without loss (the convention of torch's cross-entropy and of transformers).
 IGNORE = -100
+
+#: Sentencepiece's sign for the beginning of a word.
+_WORD_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,24 +69,28 @@ def render(
 
 
 def tokenize(
-    rendered: Rendered, tokenizer: PreTrainedTokenizerBase, placeholders: Mapping[str, Placeholder]
+    rendered: Rendered,
+    tokenizer: PreTrainedTokenizerBase,
+    placeholders: Mapping[str, Placeholder],
+    *,
+    slow_spaces: bool = False,
 ) -> tuple[list[int], list[int]]:
     """Return token ids and labels, both of the length of the expanded prompt.
 
     Args:
         placeholders: placeholder text -> what it expands to.
+        slow_spaces: tokenise a piece that begins with a space as the slow sentencepiece tokenizers did, see `_encode`.
     """
     ids: list[int] = []
     labels: list[int] = []
-    pattern = "|".join(re.escape(name) for name in sorted(placeholders, key=len, reverse=True))
     position = 0
-    for piece in re.split(f"({pattern})", rendered.text) if pattern else [rendered.text]:
+    for piece in _pieces(rendered.text, tokenizer.bos_token or "", placeholders):
         if piece in placeholders:
             placeholder = placeholders[piece]
             ids += [placeholder.token_id] * placeholder.tokens
             labels += [IGNORE] * placeholder.tokens
         elif piece:
-            piece_ids, offsets = _encode(piece, tokenizer)
+            piece_ids, offsets = _encode(piece, tokenizer, slow_spaces)
             ids += piece_ids
             labels += [
                 token if _overlaps(rendered.spans, position + start, position + end) else IGNORE
@@ -93,10 +100,31 @@ def tokenize(
     return ids, labels
 
 
-def _encode(text: str, tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[tuple[int, int]]]:
-    """Tokenise without special tokens being added; offsets are [start, end) characters of `text`."""
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    return list(encoding["input_ids"]), list(encoding["offset_mapping"])
+def _pieces(text: str, bos: str, placeholders: Mapping[str, Placeholder]) -> list[str]:
+    """Cut a prompt at its placeholders and behind a leading bos token.
+
+    A sentencepiece tokenizer marks the first word of what it is given; with the bos token in the same piece it would not.
+    """
+    pieces = []
+    if bos and text.startswith(bos):
+        pieces, text = [bos], text[len(bos) :]
+    pattern = "|".join(re.escape(name) for name in sorted(placeholders, key=len, reverse=True))
+    return pieces + (re.split(f"({pattern})", text) if pattern else [text])
+
+
+def _encode(
+    text: str, tokenizer: PreTrainedTokenizerBase, slow_spaces: bool
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Tokenise without special tokens being added; offsets are [start, end) characters of `text`.
+
+    The slow sentencepiece tokenizers put a word mark in front of every piece; the fast ones do not where the piece
+    already begins with a space. Written out, the mark stays with both.
+    """
+    marked = slow_spaces and text.startswith(" ")
+    given = f"{_WORD_MARK}{text}" if marked else text
+    encoding = tokenizer(given, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    offsets = [(max(start - marked, 0), end - marked) for start, end in encoding["offset_mapping"]]
+    return list(encoding["input_ids"]), offsets
 
 
 def _overlaps(spans: Sequence[tuple[int, int]], start: int, end: int) -> bool:

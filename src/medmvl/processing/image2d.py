@@ -10,6 +10,7 @@ from torch import Tensor
 
 from medmvl.errors import CheckpointError
 from medmvl.imaging import Image, read_image
+from medmvl.processing.resize_order import with_fixed_order
 
 #: An image as users hand it over: a path, an image of ours, or a PIL image.
 ImageLike = str | Image | PILImage
@@ -18,7 +19,8 @@ ImageLike = str | Image | PILImage
 class ImageProcessor:
     """Runs a transformers image processor, always in its PIL implementation.
 
-    With torchvision installed transformers would choose another implementation, whose numbers differ slightly.
+    With torchvision installed transformers would choose another implementation, whose numbers differ slightly; Pillow's
+    own versions differ as well, see `resize_order`.
 
     Args:
         settings: the dictionary of the image processor, with `image_processor_type`.
@@ -28,7 +30,7 @@ class ImageProcessor:
         self.settings = settings
         values = dict(settings)
         name = str(values.pop("image_processor_type", ""))
-        self._processor = _pil_class(name)(**values)
+        self._processor = with_fixed_order(_pil_class(name))(**values)
 
     @classmethod
     def for_size(cls, height: int, width: int) -> ImageProcessor:

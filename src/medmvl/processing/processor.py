@@ -33,6 +33,7 @@ class MedMVLProcessor(ProcessorMixin):
         image_tokens, volume_tokens: LLM positions that one image or volume takes.
         max_length: longest sequence in tokens, visual ones included; None for no limit.
         chat_template: Jinja source with generation blocks.
+        slow_spaces: tokenise as the slow sentencepiece tokenizers did; see `medmvl.processing.chat.tokenize`.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class MedMVLProcessor(ProcessorMixin):
         volume_tokens: int = 0,
         max_length: int | None = None,
         chat_template: str | None = None,
+        slow_spaces: bool = False,
     ) -> None:
         if tokenizer is None:
             raise CheckpointError("A processor needs a tokenizer.")
@@ -56,6 +58,7 @@ class MedMVLProcessor(ProcessorMixin):
         self.image, self.volume = image, volume
         self.image_tokens, self.volume_tokens = image_tokens, volume_tokens
         self.max_length = max_length
+        self.slow_spaces = slow_spaces
         self.image_processor = ImageProcessor(image) if image else None
         self.volume_processor = VolumeProcessor.from_dict(volume) if volume else None
 
@@ -115,6 +118,10 @@ class MedMVLProcessor(ProcessorMixin):
             VOLUME_PLACEHOLDER: Placeholder(ids(VOLUME_PLACEHOLDER), self.volume_tokens),
         }
 
+    def tokenize(self, rendered: Rendered) -> tuple[list[int], list[int]]:
+        """Return token ids and labels of a rendered conversation, placeholders expanded."""
+        return tokenize(rendered, self.tokenizer, self.placeholders, slow_spaces=self.slow_spaces)
+
     def with_template(self, name: str) -> MedMVLProcessor:
         """Use the template `name` from now on; returns the processor itself."""
         self.chat_template = load_template(name)
@@ -145,8 +152,7 @@ class MedMVLProcessor(ProcessorMixin):
         volumes = sample.volumes if volumes is None else volumes
         if not train:
             sample = sample.as_question()
-        self._check_media(sample, len(images), len(volumes))
-        ids, labels = self._fit(sample, train)
+        ids, labels = self._fit(sample, train, len(images), len(volumes))
         encoded = {"input_ids": torch.tensor(ids)}
         if train:
             encoded["labels"] = torch.tensor(labels)
@@ -187,9 +193,8 @@ class MedMVLProcessor(ProcessorMixin):
         if text is not None:
             prompts = [text] if isinstance(text, str) else list(text)
             prompts = [prompt.replace(VOLUME_ALIAS, VOLUME_PLACEHOLDER) for prompt in prompts]
-            whole = Sample("(call)", (Message("user", "".join(prompts)),))
-            self._check_media(whole, len(images), len(volumes))
-            rows = [tokenize(Rendered(prompt, ()), self.tokenizer, self.placeholders)[0] for prompt in prompts]
+            self._check_media("(call)", "".join(prompts), len(images), len(volumes))
+            rows = [self.tokenize(Rendered(prompt, ()))[0] for prompt in prompts]
             batch = self.collate([{"input_ids": torch.tensor(row)} for row in rows], padding_side)
         batch.update(self._media(images, volumes))
         return BatchFeature(batch)
@@ -204,26 +209,27 @@ class MedMVLProcessor(ProcessorMixin):
             media["volume_values"] = torch.stack([self.volume_processor(volume) for volume in volumes])
         return media
 
-    def _check_media(self, sample: Sample, images: int, volumes: int) -> None:
-        text = "".join(message.text for message in sample.messages)
+    def _check_media(self, name: str, text: str, images: int, volumes: int) -> None:
+        """Compare the placeholders of a rendered prompt (a template may drop or add some) with the media."""
         for what, placeholder, given, processor in (
             ("image", IMAGE_PLACEHOLDER, images, self.image_processor),
             ("volume", VOLUME_PLACEHOLDER, volumes, self.volume_processor),
         ):
             if given and processor is None:
-                raise DataError(f"Sample {sample.id}: it holds {given} {what}(s), but this model has no {what} tower.")
+                raise DataError(f"Sample {name}: it holds {given} {what}(s), but this model has no {what} tower.")
             if text.count(placeholder) != given:
                 raise DataError(
-                    f"Sample {sample.id}: {text.count(placeholder)} {placeholder} placeholder(s) for {given} {what}(s). "
-                    f"Write one {placeholder} into the text for each {what}."
+                    f"Sample {name}: {text.count(placeholder)} {placeholder} placeholder(s) for {given} {what}(s) in the "
+                    f"prompt. Write one {placeholder} into the text for each {what}."
                 )
 
-    def _fit(self, sample: Sample, train: bool) -> tuple[list[int], list[int]]:
+    def _fit(self, sample: Sample, train: bool, images: int, volumes: int) -> tuple[list[int], list[int]]:
         """Tokenise; if too long, forget whole early rounds that hold no media, never a part of an answer."""
         messages = list(sample.messages)
         while True:
             rendered = render(messages, self.chat_template, self.tokenizer, ask=not train)
-            ids, labels = tokenize(rendered, self.tokenizer, self.placeholders)
+            self._check_media(sample.id, rendered.text, images, volumes)
+            ids, labels = self.tokenize(rendered)
             if train and all(label == IGNORE for label in labels):
                 raise DataError(f"Sample {sample.id}: nothing to learn, it has no answer. Add an assistant turn.")
             if self.max_length is None or len(ids) <= self.max_length:

@@ -16,7 +16,7 @@ VolumeLike = str | Volume | np.ndarray | Tensor
 
 
 class Normalisation(BaseModel):
-    """x -> (x * scale - mean) / std, per voxel.
+    """x -> (x * scale - mean) / std, per voxel; with a mean and std per channel, a one-channel volume is repeated to them.
 
     The geometries of the MedM-VL reference give grey levels 0..255; its SigLIP path then maps them to [-1, 1].
     """
@@ -24,12 +24,16 @@ class Normalisation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     scale: float = 1.0
-    mean: float = 0.0
-    std: float = 1.0
+    mean: float | tuple[float, ...] = 0.0
+    std: float | tuple[float, ...] = 1.0
 
     def __call__(self, values: Tensor) -> Tensor:
-        """Apply to a float tensor of any shape."""
-        return (values * self.scale - self.mean) / self.std
+        """Apply to a float tensor (C, D, H, W)."""
+        return (values * self.scale - _per_channel(self.mean)) / _per_channel(self.std)
+
+
+def _per_channel(value: float | tuple[float, ...]) -> float | Tensor:
+    return torch.tensor(value).view(-1, 1, 1, 1) if isinstance(value, tuple) else value
 
 
 #: Grey levels 0..255 to [-1, 1], as SigLIP wants them.

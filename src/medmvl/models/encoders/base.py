@@ -69,6 +69,10 @@ class EncoderSpec(BaseModel):
         """Return spec and module with the weights of a local folder or hub name."""
         raise ModelError(f"The encoder {settings.get('name', cls.__name__)!r} cannot be started from {folder!r}.")
 
+    def published_key(self, name: str) -> str | None:
+        """Return this module's name for a tensor of the encoder's published weights; None for one that is not used."""
+        raise ModelError(f"The encoder {self.name!r} has no published weights to take {name!r} from.")
+
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""
         return self.model_dump(mode="json")

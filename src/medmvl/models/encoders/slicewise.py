@@ -67,6 +67,11 @@ class SlicewiseSpec(EncoderSpec):
         """Return the module with fresh weights."""
         return SlicewiseEncoder(self, self.inner.build())
 
+    def published_key(self, name: str) -> str | None:
+        """Return the 2D encoder's name of a tensor, one level down."""
+        inner = self.inner.published_key(name)
+        return None if inner is None else f"encoder.{inner}"
+
     @classmethod
     def spec_from_pretrained(cls, folder: str, **settings: Any) -> SlicewiseSpec:
         """Describe the 2D encoder by a folder; `encoder` needs only its name and selections."""

@@ -6,6 +6,7 @@ norm, the pooling head and the layers behind `select_layer` are dropped: nothing
 
 from __future__ import annotations
 
+import re
 from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
@@ -72,6 +73,16 @@ class TransformersVisionSpec(EncoderSpec):
         if hasattr(config, "vision_use_head"):
             config.vision_use_head = False
         return config
+
+    def published_key(self, name: str) -> str | None:
+        """Return our name of a tensor of a whole or vision-only model; None for text parts, heads and layers not used."""
+        if re.match(r"text_model\.|logit_|visual_projection\.|text_projection\.", name):
+            return None
+        name = name.removeprefix("vision_model.")
+        layer = re.match(r"encoder\.layers\.(\d+)\.", name)
+        if name.startswith(("post_layernorm.", "head.")) or name == "embeddings.position_ids":
+            return None
+        return None if layer and int(layer[1]) >= self.used_layers else f"model.{name}"
 
     @property
     def used_layers(self) -> int:

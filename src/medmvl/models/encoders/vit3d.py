@@ -6,9 +6,10 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate, scaled_dot_product_attention
+from torch.nn.functional import scaled_dot_product_attention
 
 from medmvl.models.encoders.base import ENCODERS, EncoderModule, EncoderSpec, divided
+from medmvl.models.encoders.positions import resize_positions
 from medmvl.models.visual_tokens import Grid
 
 
@@ -72,27 +73,21 @@ class ViT3D(EncoderModule):
     def forward(self, pixels: Tensor) -> Tensor:
         """Embed the patches, add positions (interpolated to another grid if need be), run the blocks."""
         patches = self.patch_embedding(pixels)
-        x = patches.flatten(2).transpose(1, 2) + self._positions(patches.shape[2:])
+        positions = resize_positions(self.position_embedding, self._grid, tuple(patches.shape[2:]), "vit3d")
+        x = patches.flatten(2).transpose(1, 2) + positions
         for block in self.blocks:
             x = block(x)
         return x
-
-    def _positions(self, grid: torch.Size) -> Tensor:
-        if tuple(grid) == self._grid:
-            return self.position_embedding
-        table = self.position_embedding.transpose(1, 2).unflatten(2, self._grid)  # (1, width, d, h, w)
-        resized = interpolate(table.float(), size=tuple(grid), mode="trilinear", align_corners=False)
-        return resized.flatten(2).transpose(1, 2).to(self.position_embedding.dtype)
 
 
 class Block(nn.Module):
     """Pre-norm self-attention and MLP with exact GELU."""
 
-    def __init__(self, width: int, heads: int, hidden: int) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, qkv_bias: bool = True) -> None:
         super().__init__()
         self._heads = heads
         self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
         self.out = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(), nn.Linear(hidden, width))

@@ -1,0 +1,59 @@
+"""`medmvl checkpoint convert | export | merge | inspect`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Source = Annotated[Path, typer.Argument(metavar="SRC", help="Checkpoint folder.")]
+Target = Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; must not exist, or be empty.")]
+
+
+def convert(
+    source: Source,
+    target: Target,
+    resolve: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER",
+            help="Where the part that the checkpoint calls NAME lies (config, tokenizer, processor; no weights). Repeatable.",
+        ),
+    ] = None,
+    template: Annotated[str | None, typer.Option(help="Another prompt style than the source's.")] = None,
+    towers: Annotated[
+        str | None, typer.Option(help="What a reference checkpoint's 2D encoder serves: image, volume or both.")
+    ] = None,
+    hub_generation: Annotated[
+        bool, typer.Option(help="Take over the LLM's generation settings, as the reference did before October 2025.")
+    ] = False,
+    lora_alpha: Annotated[
+        float | None, typer.Option(help="LoRA alpha of an unmerged intermediate save of the reference.")
+    ] = None,
+) -> None:
+    """Convert a MedM-VL reference, TinyLLaVA or HF LLaVA checkpoint into a folder of ours."""
+    from medmvl.checkpoints import convert as run
+    from medmvl.checkpoints import parse_resolutions
+    from medmvl.errors import RecipeError, did_you_mean
+
+    choices = {None: None, "image": ["image"], "volume": ["volume"], "both": ["image", "volume"]}
+    if towers not in choices:
+        raise RecipeError(f"Unknown --towers {towers!r}. {did_you_mean(str(towers), ['image', 'volume', 'both'])}")
+    done = run(
+        source,
+        target,
+        parse_resolutions(resolve or []),
+        template=template,
+        hub_generation=hub_generation,
+        lora_alpha=lora_alpha,
+        towers=choices[towers],
+    )
+    typer.echo(f"{done.layout}: {done.tensors} tensors, {done.bytes / 1e6:,.1f} MB, all found, none unknown.")
+    for name, how in done.names.items():
+        typer.echo(f"  {name}: {how}")
+    for part, count in done.unused.items():
+        typer.echo(f"  not needed: {count} tensor(s) of {part}")
+    for note in done.notes:
+        typer.echo(f"  note: {note}")
+    typer.echo(f"Written to {target}; the whole list is in its conversion.json.")

@@ -1,0 +1,51 @@
+"""Published weights into our modules: renamed, complete, nothing left over without a reason."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from medmvl.errors import CheckpointError, ModelError
+from medmvl.models.weights import Weights
+
+#: A published name -> the name in our module, or None for a tensor that is known and not used.
+Renaming = Callable[[str], str | None]
+
+
+def read_config(folder: str, what: str) -> dict[str, Any]:
+    """Return the config.json of a local folder as plain data; code it may point at is never run.
+
+    Raises:
+        ModelError: if the folder or the file is not there or is not JSON.
+    """
+    path = Path(folder) / "config.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"The {what} {folder!r} cannot be read: {path} is missing or not JSON. Give a local folder that holds "
+            "config.json and the weights."
+        ) from error
+
+
+def load_published(module: nn.Module, folder: str, rename: Renaming) -> None:
+    """Fill `module` from a folder of published weights.
+
+    Raises:
+        CheckpointError: if a tensor is unknown, missing or of another shape.
+    """
+    weights = Weights(folder)
+    wanted = module.state_dict()
+    state = {target: name for name in weights if (target := rename(name)) is not None}
+    missing, unknown = sorted(wanted.keys() - state.keys()), sorted(state.keys() - wanted.keys())
+    wrong = sorted(t for t, s in state.items() if t in wanted and weights.shape(s) != tuple(wanted[t].shape))
+    if missing or unknown or wrong:
+        raise CheckpointError(
+            f"The weights in {folder} do not fit its config.json: {len(missing)} missing {missing[:2]}, {len(unknown)} "
+            f"unknown {[state[u] for u in unknown[:2]]}, {len(wrong)} of another shape {wrong[:2]}."
+        )
+    module.load_state_dict({target: weights[name].to(wanted[target].dtype) for target, name in state.items()})

@@ -1,0 +1,127 @@
+"""Weights of a folder, one tensor at a time: nothing is loaded that is not asked for, and no pickle is run."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from medmvl.errors import CheckpointError
+from medmvl.files import PathLike
+
+SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
+BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+class Weights:
+    """The tensors of a checkpoint folder by name; iterating gives the names in file order.
+
+    Safetensors files are mapped into memory and read tensor by tensor. `.bin` files are read with torch's
+    weights-only loading, mapped as well.
+
+    Args:
+        folder: holds `model.safetensors`, `pytorch_model.bin`, or an index of shards of either.
+
+    Raises:
+        CheckpointError: if there are no weights, a shard is missing or damaged, or a `.bin` file holds more than tensors.
+    """
+
+    def __init__(self, folder: PathLike) -> None:
+        self.folder = Path(folder)
+        self._where: dict[str, Path] = {}
+        self._open: dict[Path, Any] = {}
+        for file, names in self._shards():
+            self._check_and_add(file, names)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._where
+
+    @property
+    def files(self) -> list[Path]:
+        """The weight files, in order."""
+        return list(self._open)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return a tensor's shape without reading it."""
+        source = self._open[self._where[name]]
+        return tuple(source[name].shape) if isinstance(source, dict) else tuple(source.get_slice(name).get_shape())
+
+    def __getitem__(self, name: str) -> Tensor:
+        source = self._open[self._where[name]]
+        return source[name] if isinstance(source, dict) else source.get_tensor(name)
+
+    def _shards(self) -> list[tuple[Path, set[str] | None]]:
+        """Return the weight files and, where an index says so, the tensors each must hold."""
+        for single, index in ((SAFETENSORS, SAFETENSORS_INDEX), (BIN, BIN_INDEX)):
+            if (self.folder / index).is_file():
+                return self._indexed(self.folder / index)
+            if (self.folder / single).is_file():
+                return [(self.folder / single, None)]
+        raise CheckpointError(
+            f"{self.folder} holds no weights: looked for {SAFETENSORS}, {BIN} and their shard indexes. "
+            "Copy the folder again, all files of it."
+        )
+
+    def _indexed(self, index: Path) -> list[tuple[Path, set[str] | None]]:
+        try:
+            where: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{index} is not a shard index (JSON with `weight_map`). Copy the file again."
+            ) from error
+        shards: dict[Path, set[str] | None] = {}
+        for file in sorted(set(where.values())):
+            if Path(file).name != file:
+                raise CheckpointError(
+                    f"{index} names the shard {file!r}, which is not a plain file name. It is refused."
+                )
+            path = index.with_name(file)
+            if not path.is_file():
+                raise CheckpointError(f"The shard {file} named by {index} is missing. Copy the folder again.")
+            shards[path] = {name for name, shard in where.items() if shard == file}
+        return list(shards.items())
+
+    def _check_and_add(self, file: Path, names: set[str] | None) -> None:
+        source = _open_bin(file) if file.suffix == ".bin" else _open_safetensors(file)
+        found = list(source) if isinstance(source, dict) else list(source.keys())
+        if names is not None and (missing := names - set(found)):
+            raise CheckpointError(
+                f"{file} lacks {len(missing)} tensor(s) that the index promises, such as {min(missing)}. Copy it again."
+            )
+        self._open[file] = source
+        for name in found:
+            if name in self._where:
+                raise CheckpointError(f"The tensor {name} stands in both {self._where[name].name} and {file.name}.")
+            self._where[name] = file
+
+
+def _open_safetensors(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} is not a whole safetensors file: {error}. Copy it again.") from error
+
+
+def _open_bin(file: Path) -> dict[str, Tensor]:
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        raise CheckpointError(
+            f"{file} cannot be read as plain tensors: it is damaged, or a pickle that would run code, which is never done. "
+            "Convert it to safetensors where you trust it."
+        ) from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{file} holds other things than named tensors. Convert it to safetensors.")
+    return state
