@@ -230,5 +230,5 @@ def _pacemaker(body: Body, finding: Finding, rng: np.random.Generator) -> list[P
         (turn, (turn[0], turn[1], hz + 0.3 * body.heart[2])),
         ((turn[0], turn[1], hz + 0.3 * body.heart[2]), tip),
     ]
-    pieces = [Piece(Capsule(a, b, 2.2), 2600.0) for a, b in lead]
-    return [*pieces, Piece(Box(can, (21.0, 6.5, 18.0)), 3000.0, name=finding.name)]
+    pieces = [Piece(Capsule(a, b, 3.0), 2600.0) for a, b in lead]
+    return [*pieces, Piece(Box(can, (25.0, 7.5, 22.0)), 3000.0, name=finding.name)]

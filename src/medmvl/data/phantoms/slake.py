@@ -31,11 +31,11 @@ _FILES = {"val": "validate", "valid": "validate", "validation": "validate"}
 def questions(phantom: Phantom) -> list[texts.Question]:
     """Return the questions asked about a radiograph, in a fixed order."""
     rng = phantom.text_rng()
-    names = texts.ON_FILM
+    names = texts.ASKED_ON_FILM
     return [
         *texts.yes_no(phantom.findings, names, "radiograph", rng),
         *texts.which_side(phantom.findings, names, rng),
-        *texts.where(phantom.findings, names, rng),
+        *texts.where(phantom.findings, texts.ON_FILM, rng),
         texts.list_abnormalities(phantom.findings, names),
         *texts.about_picture("X-Ray", "Coronal Plane"),
         *texts.chinese(phantom.findings, names),

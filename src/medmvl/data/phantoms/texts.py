@@ -13,8 +13,10 @@ import numpy as np
 
 from medmvl.data.phantoms.findings import FINDINGS, SIDED, Finding
 
-# What a radiograph shows well; calcified plaques need a CT.
+# What a radiograph shows.
 ON_FILM = ("pleural effusion", "consolidation", "lung nodule", "cardiomegaly", "emphysema", "pacemaker")
+# What is asked by yes or no about a radiograph: a nodule is often hidden there, as on real films, and needs a CT.
+ASKED_ON_FILM = tuple(name for name in ON_FILM if name != "lung nodule")
 
 _PRESENT = {
     "pleural effusion": (
