@@ -7,7 +7,10 @@ import sys
 import typer
 
 from medmvl.cli import checkpoint, data_check, list_parts, predict
+from medmvl.cli.data_convert import convert as data_convert
 from medmvl.cli.demo import demo
+from medmvl.cli.evaluate import evaluate
+from medmvl.cli.quickstart import quickstart
 from medmvl.cli.train import train
 from medmvl.errors import MedMVLError
 
@@ -17,14 +20,17 @@ def _group(text: str) -> typer.Typer:
 
 
 app = _group("Build, train, evaluate and deploy small medical vision-language models.")
+app.command()(quickstart)
 app.command()(train)
 app.command()(predict.predict)
 app.command()(predict.score)
 app.command()(predict.ask)
+app.command()(evaluate)
 app.command()(demo)
 app.command("list")(list_parts.list_parts)
 
 data = _group("Convert, check, show and cache data sets.")
+data.command("convert")(data_convert)
 data.command()(data_check.check)
 app.add_typer(data, name="data")
 
