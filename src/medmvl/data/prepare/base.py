@@ -83,16 +83,22 @@ class Job:
     """One run of a converter.
 
     Attributes:
-        source: the data set as it was unpacked.
+        source: the folder of the data set as it was unpacked.
         out: the folder of the records; converters that must export pictures write them below it.
         options: the converter's own settings.
         ledger: where it accounts for what it drops.
+        file: the one file that the user named instead of a folder; `source` is then its folder.
     """
 
     source: Path
     out: Path
     options: Any
     ledger: Ledger
+    file: Path | None = None
+
+    def find(self, pattern: str) -> list[Path]:
+        """Return the files that match in the source or one folder below; deeper would walk millions of images."""
+        return [*sorted(self.source.glob(pattern)), *sorted(self.source.glob(f"*/{pattern}"))]
 
 
 @dataclass(frozen=True)

@@ -64,9 +64,10 @@ def convert(
             no record at all, or too many faults (after everything has been written).
     """
     converter = DATASETS[name]
-    job = Job(Path(source), Path(out), converter.parse_options(options or {}), Ledger(strict))
-    if not job.source.is_file():
-        existing_folder(job.source, f"source of {name}")
+    settings = converter.parse_options(options or {})
+    file = Path(source) if Path(source).is_file() else None
+    folder = file.parent if file else existing_folder(source, f"source of {name}")
+    job = Job(folder, Path(out), settings, Ledger(strict), file)
     job.out.mkdir(parents=True, exist_ok=True)
     counts = _write_splits(converter, job, limit, on_record)
     files = {split: job.out / f"{split}.jsonl" for split in counts}

@@ -1,0 +1,157 @@
+"""M3D: captions (M3D-Cap) and five kinds of questions (M3D-VQA) about volumes from Radiopaedia."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from medmvl.data.prepare.base import DATASETS, Converter, Job, Options, Record, Rows, qa_record
+from medmvl.data.prepare.media import relative_media
+from medmvl.data.prepare.tables import iter_csv
+from medmvl.errors import DataError
+from medmvl.files import read_json
+
+CAPTION_PROMPT = "Generate a radiology report for the volume."
+QUESTION_TYPES = {"1": "plane", "2": "phase", "3": "organ", "4": "abnormality", "5": "location"}
+_SPLIT_NAMES = {"train": "train", "validation": "validation", "val": "validation", "test": "test"}
+_COLUMNS = ["Image Path", "Question Type", "Question", "Answer"]
+NOT_HU = "M3D volumes are windowed 8-bit pictures scaled to 0..1: arbitrary units, no HU window applies."
+
+
+class CapOptions(Options):
+    """Settings of the M3D-Cap converter."""
+
+    prompt: str = Field(CAPTION_PROMPT, description="the request before every caption")
+
+
+class VqaOptions(Options):
+    """Settings of the M3D-VQA converter."""
+
+    form: Literal["both", "open", "closed"] = Field("both", description="ask with choices, without, or each way")
+
+
+def run_cap(job: Job) -> Rows:
+    """Yield the records of M3D_Cap.json: split -> [{image, text}], where text is the path of a text file."""
+    index = next(iter(job.find("M3D_Cap.json")), None)
+    if index is None:
+        raise DataError(f"{job.source} holds no M3D_Cap.json. {M3D_CAP.layout}")
+    job.ledger.note(NOT_HU)
+    for name, items in read_json(index).items():
+        for item in items:
+            record = _caption(job, index.parent, name, item)
+            if record is not None:
+                yield _SPLIT_NAMES.get(name, name), record
+
+
+def _caption(job: Job, root: Path, name: str, item: dict[str, Any]) -> Record | None:
+    image, text = str(item.get("image", "")), str(item.get("text", ""))
+    path = _volume(job, root, image)
+    if path is None:
+        return None
+    file = next((f for f in (root / text, root.parent / text) if text.endswith(".txt") and f.is_file()), None)
+    if file is None and text.endswith(".txt"):
+        job.ledger.fault("caption file is missing", text)
+        return None
+    caption = caption_text(file.read_text(encoding="utf-8", errors="replace") if file else text)
+    if not caption:
+        job.ledger.fault("caption is empty", image)
+        return None
+    identifier = f"m3d-cap-{Path(image).with_suffix('').as_posix()}"
+    evaluation = _SPLIT_NAMES.get(name, name) != "train"
+    facts = {"task": "report", "patient": _case(image)}
+    return qa_record(identifier, job.options.prompt, caption, volume=path, evaluation=evaluation, **facts)
+
+
+def caption_text(raw: str) -> str:
+    """Return what is after "study_findings:", else after "discussion:", else everything, on one line."""
+    for heading in ("study_findings:", "discussion:"):
+        _, found, rest = raw.partition(heading)
+        if found and rest.strip():
+            raw = rest
+            break
+    return " ".join(raw.split())
+
+
+def _volume(job: Job, root: Path, image: str) -> str | None:
+    inside = re.sub(r"^(?:\./)?(?:M3D_Cap(?:_npy)?/)?", "", image)
+    bases = (root, root.parent, root / "M3D_Cap_npy", root.parent / "M3D_Cap_npy", root / "M3D_Cap")
+    candidates = [root / image, root.parent / image, *(base / inside for base in bases)]
+    kept = [c for c in candidates if c.is_relative_to(job.source)]
+    return relative_media(job, *kept, kind="volume")
+
+
+def _case(image: str) -> str:
+    """Return the case of a volume path ".../ct_case/000006/Axial_non_contrast.npy": its folder."""
+    return Path(image).parent.name
+
+
+def run_vqa(job: Job) -> Rows:
+    """Yield the records of the M3D_VQA tables."""
+    tables = {
+        "train": job.find("M3D_VQA_train.csv"),
+        "validation": job.find("M3D_VQA_val.csv"),
+        "test": job.find("M3D_VQA_test.csv"),
+        "test5k": job.find("M3D_VQA_test5k.csv"),
+        "train_yn": job.find("M3D_VQA_yn_train.csv"),
+    }
+    if not any(tables.values()):
+        raise DataError(f"{job.source} holds no M3D_VQA_*.csv. {M3D_VQA.layout}")
+    job.ledger.note(NOT_HU)
+    for split, files in tables.items():
+        for file in files[:1]:
+            for number, row in enumerate(iter_csv(file, _COLUMNS)):
+                yield from ((split, record) for record in _questions(job, file.parent, split, number, row))
+
+
+def _questions(job: Job, root: Path, split: str, number: int, row: dict[str, str]) -> Iterator[Record]:
+    identifier = f"m3d-vqa-{split}-{number}"
+    if not row["Question"] or not row["Answer"]:
+        job.ledger.fault("empty question or answer", identifier)
+        return
+    path = _volume(job, root, row["Image Path"])
+    if path is None:
+        return
+    facts: dict[str, Any] = {
+        "volume": path,
+        "evaluation": not split.startswith("train"),
+        "patient": _case(row["Image Path"]),
+        "question_type": QUESTION_TYPES.get(row["Question Type"], row["Question Type"]),
+    }
+    choices = [(letter, row.get(f"Choice {letter}", "")) for letter in "ABCD"]
+    letter = row.get("Answer Choice", "")
+    if job.options.form in ("both", "closed") and letter and all(text for _, text in choices):
+        listed = " ".join(f"{key}. {text}" for key, text in choices)
+        question = f"{row['Question']} Choices: {listed}"
+        yield qa_record(f"{identifier}-closed", question, f"{letter}. {row['Answer']}", task="choice", **facts)
+    if job.options.form in ("both", "open") or not letter:
+        yield qa_record(f"{identifier}-open", row["Question"], row["Answer"], task="vqa", answer_type="OPEN", **facts)
+
+
+M3D_CAP = DATASETS.add(
+    "m3d-cap",
+    Converter(
+        name="m3d-cap",
+        title="M3D-Cap (Bai et al., 2024)",
+        licence="From Radiopaedia: non-commercial use; the card says Apache-2.0 for the release. Check before use.",
+        homepage="https://huggingface.co/datasets/GoodBaiBai88/M3D-Cap",
+        layout="M3D_Cap.json and M3D_Cap_npy/ct_case/<case>/<series>.npy with the texts, as M3D's script writes them.",
+        run=run_cap,
+        options=CapOptions,
+    ),
+)
+M3D_VQA = DATASETS.add(
+    "m3d-vqa",
+    Converter(
+        name="m3d-vqa",
+        title="M3D-VQA (Bai et al., 2024)",
+        licence="From Radiopaedia: non-commercial use; the card says Apache-2.0 for the release. Check before use.",
+        homepage="https://huggingface.co/datasets/GoodBaiBai88/M3D-VQA",
+        layout="M3D_VQA_{train,val,test,test5k}.csv and the volumes of M3D-Cap (M3D_Cap_npy/).",
+        run=run_vqa,
+        options=VqaOptions,
+    ),
+)
