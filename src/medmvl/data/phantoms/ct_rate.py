@@ -122,8 +122,8 @@ def questions(phantom: Phantom) -> dict[str, list[texts.Question]]:
     names = tuple(FINDINGS)
     report = texts.Question("Generate radiology report for the CT.", phantom.report.text, False, "Report")
     short = [
-        *texts.yes_no(phantom.findings, names, "scan", rng),
-        *texts.which_side(phantom.findings, names, rng),
+        *texts.yes_no(phantom.findings, texts.ASKED_ON_CT, "scan", rng),
+        *texts.which_side(phantom.findings, texts.ASKED_ON_CT, rng),
         *texts.where(phantom.findings, names, rng),
     ]
     long = texts.long_answers(phantom.findings, rng)

@@ -204,16 +204,25 @@ def _arterial_calcification(body: Body, finding: Finding, rng: np.random.Generat
     return [*wall, *lumen]
 
 
+# (across, front, from, to) on the heart, in units of its half-axes: descending, right, circumflex, distal descending
+_CORONARY_COURSE = (
+    (0.15, -0.75, 0.05, 0.6),
+    (-0.62, -0.30, -0.4, 0.4),
+    (0.60, -0.20, -0.1, 0.6),
+    (0.40, -0.62, -0.55, 0.0),
+)
+
+
 def _coronary_calcification(body: Body, finding: Finding, rng: np.random.Generator) -> list[Piece]:
     """Plaques in the course of the left anterior descending and the right coronary artery."""
     (cx, cy, cz), (rx, ry, rz) = body.heart_shape.centre, body.heart_shape.radii
     density = rng.uniform(900, 1200)
     pieces = []
-    for across, front, low, high in ((0.15, -0.75, 0.05, 0.55), (-0.62, -0.30, -0.35, 0.30), (0.60, -0.20, 0.0, 0.5)):
+    for across, front, low, high in _CORONARY_COURSE:
         x, y = cx + across * rx, cy + front * ry
-        start = (x, y, cz + (low + rng.uniform(-0.1, 0.1)) * rz)
-        end = (x + 5.0, y, cz + (high + rng.uniform(-0.1, 0.1)) * rz)
-        pieces.append(Piece(Capsule(start, end, 6.0), density, name=finding.name))
+        start = (x, y, cz + (low + rng.uniform(-0.05, 0.05)) * rz)
+        end = (x + 5.0, y, cz + (high + rng.uniform(-0.05, 0.05)) * rz)
+        pieces.append(Piece(Capsule(start, end, 7.0), density, name=finding.name))
     return pieces
 
 
