@@ -6,7 +6,7 @@ first half for 2D images. This room knows no records, no tokens and no model.
 """
 
 from medmvl.imaging import geometries as _geometries  # noqa: F401 - fills the registry
-from medmvl.imaging.dicom_headers import list_series
+from medmvl.imaging.dicom_scan import list_series
 from medmvl.imaging.geometry import Geometry, Prepared, geometry, geometry_names
 from medmvl.imaging.image import Image
 from medmvl.imaging.read import read_image, read_volume

@@ -8,7 +8,8 @@ import numpy as np
 
 from medmvl.errors import ImagingError
 from medmvl.imaging.dicom import decode, open_dicom
-from medmvl.imaging.dicom_headers import Series, Slice
+from medmvl.imaging.dicom_headers import Slice
+from medmvl.imaging.dicom_scan import Series
 
 _INT16 = np.iinfo(np.int16)
 #: what "no measurement here" becomes in a CT: a little below air, as scanners pad
@@ -51,7 +52,9 @@ def _fill_int16(slices: list[Slice], reader: _Reader, shape: tuple[int, int, int
         slope, intercept = int(item.slope), int(item.intercept)
         if stored.dtype.kind not in "iu":
             return None
-        ends = [int(stored.min()) * slope + intercept, int(stored.max()) * slope + intercept]
+        # 0 is as low as unsigned values get: one pass over the slice less
+        low = 0 if stored.dtype.kind == "u" else int(stored.min())
+        ends = [low * slope + intercept, int(stored.max()) * slope + intercept]
         if min(ends) < _INT16.min or max(ends) > _INT16.max:
             return None
         if slope == 1 and stored.dtype.itemsize == 2:

@@ -13,8 +13,9 @@ from typing import Literal
 import numpy as np
 
 from medmvl.errors import ImagingError
-from medmvl.imaging.dicom_headers import Series, Slice, choose_series, scan
+from medmvl.imaging.dicom_headers import Slice
 from medmvl.imaging.dicom_pixels import load_slices
+from medmvl.imaging.dicom_scan import Series, choose_series, scan
 from medmvl.imaging.limits import check_bytes
 from medmvl.imaging.orientation import AXIAL, obliquity
 from medmvl.imaging.units import decide_units
