@@ -224,6 +224,7 @@ def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, s
         use_cpu=use_cpu(run),
         dataloader_num_workers=run.workers,
         remove_unused_columns=False,
+        ddp_find_unused_parameters=False,  # the model touches every trainable weight in every step
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",

@@ -1,0 +1,107 @@
+"""Two processes train what one does, also when one of them never sees an image."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from medmvl.training.run import train
+from medmvl.training.run_folder import read_log
+
+from .conftest import CONNECTORS
+
+
+def in_two_processes(job) -> None:
+    """Call `job()` in two forked processes that torch.distributed sees as ranks 0 and 1."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    children = [_fork(job, rank, port) for rank in range(2)]
+    first, status = os.waitpid(-1, 0)
+    other = next(child for child in children if child != first)
+    if status:  # as torchrun does: one failed, so the other would wait for ever
+        os.kill(other, signal.SIGKILL)
+    assert [status, os.waitpid(other, 0)[1]] == [0, 0]
+
+
+def _fork(job, rank: int, port: int) -> int:
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+            AcceleratorState._reset_state(reset_partial_state=True)  # the parent ran as one process
+            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+            job()
+            status = 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        finally:
+            if dist.is_initialized():
+                dist.destroy_process_group()
+            os._exit(status)
+    return child
+
+
+def assert_same_course(one: Path, other: Path) -> None:
+    first, second = read_log(one / "log.jsonl"), read_log(other / "log.jsonl")
+    assert len(first) == len(second)
+    for a, b in zip(first, second, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+        for key in ("stage", "step", "lr", "tokens", "supervised"):
+            assert a[key] == b[key]
+    weights, others = (load_file(run / "model" / "model.safetensors") for run in (one, other))
+    for key in weights:
+        # Adam divides by the square root of tiny second moments, which magnifies rounding.
+        torch.testing.assert_close(weights[key], others[key], rtol=1e-3, atol=2e-4)
+
+
+def test_two_times_four_equal_eight(recipe, tmp_path):
+    stages = (
+        {"train": CONNECTORS, "max_steps": 2, "batch_size": 8, "lr": 1e-3},
+        {"max_steps": 3, "batch_size": 8, "micro_batch_size": 2, "lr": 1e-3, "save_every": 2},
+    )
+    train(recipe(*stages), tmp_path / "one")
+    in_two_processes(lambda: train(recipe(*stages), tmp_path / "two"))
+    assert_same_course(tmp_path / "one", tmp_path / "two")
+    checkpoint = tmp_path / "two" / "s1" / "checkpoints" / "checkpoint-2"
+    assert {"rng_state_0.pth", "rng_state_1.pth", "checksums.json"} <= {path.name for path in checkpoint.iterdir()}
+
+
+def test_a_rank_without_images_does_not_hang(recipe, tmp_path):
+    # Micro-batches are sorted by kind of medium, so with one micro-batch per rank one gets the texts and images and
+    # the other the volumes.
+    stage = {"max_steps": 2, "batch_size": 6, "lr": 1e-3}
+    train(recipe(stage), tmp_path / "one")
+    in_two_processes(lambda: train(recipe(stage), tmp_path / "two"))
+    assert_same_course(tmp_path / "one", tmp_path / "two")
+
+
+def test_a_run_of_two_processes_can_be_finished_by_one(recipe, tmp_path, monkeypatch):
+    from medmvl.training.trainer import StageTrainer
+
+    stage = {"max_steps": 4, "batch_size": 8, "lr": 1e-3, "save_every": 2}
+    train(recipe(stage), tmp_path / "one")
+    original = StageTrainer.training_step
+
+    def die(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            os._exit(0)
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(StageTrainer, "training_step", die)
+    in_two_processes(lambda: train(recipe(stage), tmp_path / "two"))
+    monkeypatch.undo()
+    train(recipe(stage), tmp_path / "two", resume=True)
+    assert_same_course(tmp_path / "one", tmp_path / "two")
