@@ -32,6 +32,7 @@ from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run_folder import RunFolder, save_finished
 from medmvl.training.stage import AppliedStage, apply_stage, print_stage
 from medmvl.training.trainer import StageTrainer
+from medmvl.training.watch import Average, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +102,7 @@ def run_stage(recipe: Recipe, stage: StageSection, folder: RunFolder) -> None:
             f"Stage {stage.name!r} was stopped after step {trainer.state.global_step} of {trainer.state.max_steps} "
             "and has written a checkpoint. The same command with --resume goes on from there."
         )
+    trainer.settle(best=stage.evaluate is not None and stage.evaluate.patience is not None)
     finish_stage(recipe, stage, folder, applied, processor)
 
 
@@ -182,6 +184,12 @@ def build_trainer(
     )
     packed = stage.packing and supports_packing(applied.model.language_model)
     callbacks: list[StageCallback] = [StepLog(folder.log, stage.name), SaveAndStop(stage.save_every)]
+    if stage.evaluate is not None:
+        held_out = {name: open_dataset(recipe, name) for name in stage.evaluate.data}
+        callbacks.append(Watch(folder.root, stage.name, stage.evaluate, held_out, processor, packed))
+    average = Average(stage.ema) if stage.ema is not None else None
+    if average is not None:
+        callbacks.append(average)
     if recipe.run.progress:
         callbacks.append(Bar(stage.name))
     trainer = StageTrainer(
@@ -195,6 +203,7 @@ def build_trainer(
         stop_after_nans=stage.stop_after_nans,
         schedule=stage.scheduler,
         prefetch=recipe.run.prefetch,
+        average=average,
     )
     for callback in callbacks:
         callback.trainer = trainer

@@ -31,6 +31,7 @@ from medmvl.errors import CheckpointError, TrainingError
 from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler
 from medmvl.training.checkpoints import rotate, whole_folder
 from medmvl.training.stage import AppliedStage
+from medmvl.training.watch import Average
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +98,7 @@ class StageTrainer(Trainer):
         stop_after_nans: steps without a finite gradient in a row that end the run.
         schedule: course of the learning rate, see `course`.
         prefetch: batches each loader process prepares ahead.
+        average: moving average of the weights, saved with them.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class StageTrainer(Trainer):
         stop_after_nans: int = 5,
         schedule: str = "cosine",
         prefetch: int = 4,
+        average: Average | None = None,
     ) -> None:
         use_cache = applied.model.config.use_cache if hasattr(applied.model.config, "use_cache") else None
         super().__init__(model=applied.model, args=args, train_dataset=records, callbacks=callbacks)
@@ -126,6 +129,7 @@ class StageTrainer(Trainer):
         self.stop_requested = False  # by a signal to this process
         self.interrupted = False  # agreed between all processes
         self.packed = make_batch.packed
+        self.average = average
         self._sampler, self._make_batch = sampler, make_batch
         self._keep, self._stop_after_nans, self._prefetch = keep, stop_after_nans, prefetch
         self._schedule = schedule
@@ -259,6 +263,8 @@ class StageTrainer(Trainer):
         """Write what is the same on every device."""
         weights = {name: p.detach().to("cpu").contiguous() for name, p in self.applied.trainable().items()}
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        if self.average is not None:
+            save_file(self.average.values, folder / self.average.FILE, metadata={"format": "pt"})
         self._save_optimizer_and_scheduler(str(folder))
         self._save_scaler(str(folder))
         self.state.save_to_json(str(folder / STATE))
@@ -281,3 +287,18 @@ class StageTrainer(Trainer):
         with torch.no_grad():
             for name, parameter in wanted.items():
                 parameter.copy_(saved[name])
+        if self.average is not None:
+            values = load_file(Path(resume_from_checkpoint) / self.average.FILE)
+            self.average.values = {name: values[name].to(p.device) for name, p in wanted.items()}
+
+    def settle(self, best: bool) -> None:
+        """Choose the weights that the stage ends with: the best checkpoint's, the moving average, or the last ones.
+
+        Args:
+            best: go back to the checkpoint with the lowest held-out loss.
+        """
+        if best and self.state.best_global_step not in (None, self.state.global_step):
+            assert self.state.best_model_checkpoint is not None
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        if self.average is not None:
+            self.average.apply()
