@@ -159,6 +159,15 @@ class MedMVLProcessor(ProcessorMixin):
         encoded.update(self._media(images, volumes))
         return encoded
 
+    def encode_text(self, sample: Sample, train: bool = True) -> tuple[list[int], list[int]]:
+        """Return token ids and labels of one sample, placeholders expanded; reads no media.
+
+        Raises:
+            DataError: as `encode` does.
+        """
+        sample = sample if train else sample.as_question()
+        return self._fit(sample, train, len(sample.images), len(sample.volumes))
+
     def collate(
         self, samples: Sequence[dict[str, Tensor]], padding_side: Literal["left", "right"] = "right"
     ) -> dict[str, Tensor]:
