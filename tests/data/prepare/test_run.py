@@ -1,0 +1,143 @@
+"""Running a converter: whole files or none, every fault counted, options checked, memory flat."""
+
+from __future__ import annotations
+
+import json
+import tracemalloc
+
+import pytest
+
+from medmvl.data.prepare import DATASETS, convert
+from medmvl.data.prepare.tables import iter_csv, iter_json_array, iter_json_object, iter_xlsx
+from medmvl.errors import DataError
+
+from .helpers import picture, write_csv, write_json
+
+
+@pytest.fixture
+def table(tmp_path):
+    """An own table with one good row, one without an answer, and one whose image is not there."""
+    picture(tmp_path / "src" / "a.png")
+    rows = [["file", "q", "answer"], ["a.png", "What?", "this"], ["a.png", "What?", ""], ["b.png", "What?", "that"]]
+    write_csv(tmp_path / "src" / "table.csv", rows)
+    return tmp_path
+
+
+def test_faults_are_counted_named_and_reported(table) -> None:
+    result = convert(
+        "folder", table / "src", table / "out", options={"image": "file", "question": "q"}, max_fault_share=0.9
+    )
+    report = json.loads((table / "out" / "report.json").read_text())
+    assert result.counts == {"train": 1}
+    assert report["records"] == {"train": 1}
+    assert report["faults"]["empty question or answer"] == {"count": 1, "first": ["row 3"]}
+    assert report["faults"]["image is missing"]["first"] == ["src/b.png"]
+    assert report["licence"]
+    assert report["options"]["image"] == "file"
+
+
+def test_too_many_faults_fail_after_the_good_ones_are_written(table) -> None:
+    with pytest.raises(DataError, match="2 of 3 items of folder are faulty"):
+        convert("folder", table / "src", table / "out", options={"image": "file", "question": "q"})
+    assert (table / "out" / "train.jsonl").read_text().count("\n") == 1
+    assert (table / "out" / "report.json").is_file()
+
+
+def test_strict_stops_at_the_first_fault_and_leaves_nothing_half(table) -> None:
+    with pytest.raises(DataError, match="row 3: empty question or answer"):
+        convert("folder", table / "src", table / "out", options={"image": "file", "question": "q"}, strict=True)
+    assert list((table / "out").iterdir()) == []
+
+
+def test_unknown_names_are_answered_with_the_closest(table) -> None:
+    with pytest.raises(DataError, match="Did you mean 'slake'"):
+        convert("slacke", table / "src", table / "out")
+    with pytest.raises(DataError, match="Did you mean 'language'"):
+        convert("slake", table / "src", table / "out", options={"langauge": "en"})
+    with pytest.raises(DataError, match="turns"):
+        convert("slake", table / "src", table / "out", options={"turns": "many"})
+
+
+def test_a_missing_column_is_named_with_those_that_are_there(table) -> None:
+    with pytest.raises(DataError, match=r"lacks the column\(s\) picture. It has: file, q, answer"):
+        convert("folder", table / "src", table / "out", options={"image": "picture", "question": "q"})
+
+
+def test_a_missing_source_and_a_foreign_layout_are_refused(tmp_path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        convert("slake", tmp_path / "nothing", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    for name in DATASETS:
+        with pytest.raises(DataError):
+            convert(name, tmp_path / "empty", tmp_path / "out")
+
+
+def test_every_converter_says_licence_home_and_layout() -> None:
+    expected = {
+        *("llava-pretrain", "llava-med", "path-vqa", "slake", "mimic-cxr", "mpx-single", "medmnist", "sa-med2d-20m"),
+        *("ct-rate", "m3d-cap", "m3d-vqa", "amos-mm", "merlin", "folder"),
+    }
+    assert set(DATASETS) == expected
+    for name in DATASETS:
+        converter = DATASETS[name]
+        assert converter.licence
+        assert converter.homepage
+        assert converter.layout
+        assert all(field.description for field in converter.options.model_fields.values())
+
+
+def test_limit_stops_early(tmp_path) -> None:
+    write_csv(tmp_path / "t.csv", [["answer"], *[[f"a{i}"] for i in range(500)]])
+    result = convert("folder", tmp_path / "t.csv", tmp_path / "out", options={"prompt": "Say."}, limit=3)
+    assert result.counts == {"train": 3}
+
+
+def test_an_id_that_comes_twice_is_a_fault(tmp_path) -> None:
+    write_csv(tmp_path / "t.csv", [["name", "answer"], ["x", "1"], ["x", "2"]])
+    options = {"prompt": "Say.", "id": "name"}
+    result = convert("folder", tmp_path / "t.csv", tmp_path / "out", options=options, max_fault_share=1)
+    assert result.counts == {"train": 1}
+    assert result.ledger.faults == {"id seen twice in one split": 1}
+
+
+def test_json_is_streamed_in_flat_memory(tmp_path) -> None:
+    file = tmp_path / "big.json"
+    with file.open("w") as handle:
+        handle.write("[")
+        for number in range(40_000):
+            handle.write(("," if number else "") + json.dumps({"id": number, "text": "x" * 200}))
+        handle.write("]")
+    tracemalloc.start()
+    count = sum(1 for _ in iter_json_array(file))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 40_000
+    assert peak < 2_000_000  # the file is 9 MB
+
+
+def test_a_cut_off_download_is_said_to_be_one(tmp_path) -> None:
+    whole = json.dumps([{"id": i} for i in range(100)])
+    (tmp_path / "cut.json").write_text(whole[:300])
+    with pytest.raises(DataError, match=r"cut\.json is cut off"):
+        list(iter_json_array(tmp_path / "cut.json"))
+    (tmp_path / "lfs.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(DataError, match="Git-LFS pointer"):
+        list(iter_json_array(tmp_path / "lfs.json"))
+    write_json(tmp_path / "object.json", {"a": 1})
+    with pytest.raises(DataError, match="does not begin like a JSON array"):
+        list(iter_json_array(tmp_path / "object.json"))
+    assert list(iter_json_object(tmp_path / "object.json")) == [("a", 1)]
+    (tmp_path / "bom.json").write_bytes(b"\xef\xbb\xbf[1, 2]")
+    assert list(iter_json_array(tmp_path / "bom.json")) == [1, 2]
+
+
+def test_wrong_encodings_and_damaged_tables_are_named(tmp_path) -> None:
+    (tmp_path / "latin.csv").write_bytes("a,b\ncaf\xe9,1\n".encode("latin-1"))
+    with pytest.raises(DataError, match="is not UTF-8"):
+        list(iter_csv(tmp_path / "latin.csv"))
+    (tmp_path / "bad.csv.gz").write_bytes(b"not gzip")
+    with pytest.raises(DataError, match="damaged"):
+        list(iter_csv(tmp_path / "bad.csv.gz"))
+    (tmp_path / "bad.xlsx").write_bytes(b"not a workbook")
+    with pytest.raises(DataError, match="not a readable .xlsx"):
+        list(iter_xlsx(tmp_path / "bad.xlsx"))
