@@ -57,3 +57,52 @@ def convert(
     for note in done.notes:
         typer.echo(f"  note: {note}")
     typer.echo(f"Written to {target}; the whole list is in its conversion.json.")
+
+
+def export(
+    source: Source,
+    target: Target,
+    format: Annotated[str, typer.Option("--format", help="llava-hf (transformers, vLLM, SGLang) or gguf (llama.cpp).")],
+) -> None:
+    """Write a 2D model in another engine's format, compared with the original."""
+    from medmvl.errors import RecipeError, did_you_mean
+
+    if format == "llava-hf":
+        from medmvl.checkpoints import export_llava
+
+        done = export_llava(source, target)
+        typer.echo(f"Largest difference of a logit: {done.difference:.1e}")
+    elif format == "gguf":
+        from medmvl.checkpoints import export_gguf
+
+        done = export_gguf(source, target)
+        typer.echo(f"{done.tensors} tensors written, read back and compared: {', '.join(done.files)}")
+    else:
+        raise RecipeError(f"Unknown --format {format!r}. {did_you_mean(format, ['llava-hf', 'gguf'])}")
+    for note in done.notes:
+        typer.echo(f"  note: {note}")
+    typer.echo(f"Written to {target}")
+
+
+def merge(
+    source: Source,
+    target: Target,
+    base: Annotated[
+        Path | None, typer.Option(help="The checkpoint the adapters were trained on; default: what they name.")
+    ] = None,
+) -> None:
+    """Fold LoRA adapters into the weights, compared before and after."""
+    from medmvl.checkpoints import merge as run
+
+    done = run(source, target, base)
+    typer.echo(
+        f"{done.adapted} adapted weights folded into {done.base}; logits differ by {done.difference:.1e} of their size."
+    )
+    typer.echo(f"Written to {target}")
+
+
+def inspect(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint or adapter folder.")]) -> None:
+    """Show what is in a folder: parts, shapes, dtypes, geometry, template, recipe."""
+    from medmvl.checkpoints import inspect_folder, print_inspection
+
+    print_inspection(inspect_folder(folder))

@@ -7,6 +7,7 @@ import sys
 import typer
 
 from medmvl.cli import checkpoint, data_check, list_parts, predict
+from medmvl.cli.data_cache import cache as data_cache
 from medmvl.cli.data_convert import convert as data_convert
 from medmvl.cli.demo import demo
 from medmvl.cli.evaluate import evaluate
@@ -32,10 +33,14 @@ app.command("list")(list_parts.list_parts)
 data = _group("Convert, check, show and cache data sets.")
 data.command("convert")(data_convert)
 data.command()(data_check.check)
+data.command("cache")(data_cache)
 app.add_typer(data, name="data")
 
 checkpoints = _group("Convert, export, merge and inspect checkpoints.")
 checkpoints.command()(checkpoint.convert)
+checkpoints.command()(checkpoint.export)
+checkpoints.command()(checkpoint.merge)
+checkpoints.command()(checkpoint.inspect)
 app.add_typer(checkpoints, name="checkpoint")
 
 

@@ -58,6 +58,13 @@ class Weights:
         source = self._open[self._where[name]]
         return tuple(source[name].shape) if isinstance(source, dict) else tuple(source.get_slice(name).get_shape())
 
+    def dtype(self, name: str) -> str:
+        """Return a tensor's dtype without reading it, in safetensors' short form (F32, BF16, ...)."""
+        source = self._open[self._where[name]]
+        if isinstance(source, dict):
+            return str(source[name].dtype).removeprefix("torch.")
+        return str(source.get_slice(name).get_dtype())
+
     def __getitem__(self, name: str) -> Tensor:
         source = self._open[self._where[name]]
         return source[name] if isinstance(source, dict) else source.get_tensor(name)

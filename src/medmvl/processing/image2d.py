@@ -30,7 +30,7 @@ class ImageProcessor:
         self.settings = settings
         values = dict(settings)
         name = str(values.pop("image_processor_type", ""))
-        self._processor = with_fixed_order(_pil_class(name))(**values)
+        self._processor = with_fixed_order(pil_processor_class(name))(**values)
 
     @classmethod
     def for_size(cls, height: int, width: int) -> ImageProcessor:
@@ -52,7 +52,7 @@ class ImageProcessor:
         return self._processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
 
 
-def _pil_class(name: str) -> Any:
+def pil_processor_class(name: str) -> Any:
     """Return the PIL class of an image processor named as in a checkpoint (old, fast or PIL spelling)."""
     base = name.removesuffix("Fast").removesuffix("Pil")
     for candidate in (f"{base}Pil", base):

@@ -48,7 +48,8 @@ class ConnectorSpec(BaseModel):
     def build(self, in_features: int, out_features: int, grid: Grid) -> Connector:
         """Return the module with fresh weights."""
         pooling = self.pooling_spec.build(in_features, grid)
-        return Connector(pooling, build_projector(self.projector, in_features, out_features))
+        width = self.pooling_spec.output_size(in_features, grid)
+        return Connector(pooling, build_projector(self.projector, width, out_features))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""

@@ -31,8 +31,12 @@ class PoolingSpec(BaseModel):
         """
         raise NotImplementedError
 
+    def output_size(self, hidden_size: int, grid: Grid) -> int:
+        """Return the width of a pooled token, given that of a feature."""
+        return hidden_size
+
     def build(self, hidden_size: int, grid: Grid) -> nn.Module:
-        """Return a module (N, tokens, hidden_size) -> (N, output_grid(grid).tokens, hidden_size)."""
+        """Return a module (N, tokens, hidden_size) -> (N, output_grid(grid).tokens, output_size(hidden_size))."""
         raise NotImplementedError
 
     def to_dict(self) -> dict[str, Any]:

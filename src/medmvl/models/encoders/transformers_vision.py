@@ -1,4 +1,4 @@
-"""2D encoders of the transformers library (CLIP, SigLIP, ...), trimmed to what a VLM uses.
+"""2D vision transformers of the transformers library (CLIP, SigLIP, DINOv2, DINOv3), trimmed to what a VLM uses.
 
 The features are those *before* the final layer norm (LLaVA, arXiv 2304.08485, and the MedM-VL reference), so the final
 norm, the pooling head and the layers behind `select_layer` are dropped: nothing would ever train or use them.
@@ -7,14 +7,49 @@ norm, the pooling head and the layers behind `select_layer` are dropped: nothing
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from pydantic import model_validator
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from medmvl.errors import ModelError
 from medmvl.models.encoders.base import ENCODERS, EncoderModule, EncoderSpec, divided
+from medmvl.models.encoders.positions import say_interpolated
 from medmvl.models.visual_tokens import Grid
+
+
+@dataclass(frozen=True, slots=True)
+class VisionFamily:
+    """What differs between vision transformers (`model_type` of transformers).
+
+    Attributes:
+        encoder: the name under which recipes know it.
+        prefix_tokens: config -> how many tokens stand before the patches (class, registers).
+        final_norm: attribute of the model that holds the norm behind the last layer.
+        interpolates: how another resolution is asked for: "flag" (an argument of the forward pass), "itself" (always).
+    """
+
+    encoder: str
+    prefix_tokens: Callable[[dict[str, Any]], int]
+    final_norm: str
+    interpolates: Literal["flag", "itself"] = "itself"
+
+
+def _registers(config: dict[str, Any]) -> int:
+    return 1 + int(config.get("num_register_tokens", 4))
+
+
+#: model_type -> facts; checked against the modules of transformers 5.23.
+FAMILIES: dict[str, VisionFamily] = {
+    "siglip_vision_model": VisionFamily("siglip", lambda _: 0, "post_layernorm", "flag"),
+    "clip_vision_model": VisionFamily("clip", lambda _: 1, "post_layernorm", "flag"),
+    "dinov2": VisionFamily("dinov2", lambda _: 1, "layernorm"),
+    "dinov2_with_registers": VisionFamily("dinov2", _registers, "layernorm"),
+    "dinov3_vit": VisionFamily("dinov3", _registers, "norm"),
+}
 
 
 class TransformersVisionSpec(EncoderSpec):
@@ -24,15 +59,31 @@ class TransformersVisionSpec(EncoderSpec):
         vision_config: the vision part of the model's config, complete, with its `model_type`.
         select_layer: index into the hidden states (embeddings first, then one per layer): -1 is the output of the
             last layer, -2 that of the one before.
-        select_feature: "all" keeps every token, "patch" drops the prefix tokens (class token).
+        select_feature: "all" keeps every token, "patch" drops the prefix tokens (class token, registers).
     """
 
     vision_config: dict[str, Any]
     select_layer: int = -1
     select_feature: Literal["all", "patch"] = "patch"
 
-    #: per model_type: how many tokens stand before the patches.
-    PREFIX_TOKENS: ClassVar[dict[str, int]] = {"siglip_vision_model": 0, "clip_vision_model": 1}
+    @model_validator(mode="after")
+    def _of_the_family(self) -> TransformersVisionSpec:
+        self.check_model_type({kind for kind, family in FAMILIES.items() if family.encoder == self.name})
+        return self
+
+    def check_model_type(self, known: set[str]) -> None:
+        """Refuse a vision config that is of another family than the encoder's name says."""
+        if (kind := self.vision_config.get("model_type")) not in known:
+            right = FAMILIES[kind].encoder if kind in FAMILIES else "transformers"
+            raise ModelError(
+                f"The encoder {self.name!r} takes a vision config of model_type {' or '.join(sorted(known))}, got {kind!r}. "
+                f"Call the encoder {right!r}."
+            )
+
+    @property
+    def family(self) -> VisionFamily:
+        """The facts of the model type."""
+        return FAMILIES[self.vision_config["model_type"]]
 
     @property
     def hidden_size(self) -> int:
@@ -45,7 +96,12 @@ class TransformersVisionSpec(EncoderSpec):
         return int(self.vision_config.get("num_channels", 3))
 
     @property
-    def input_size(self) -> tuple[int, int]:
+    def patch(self) -> int:
+        """Side of a patch in pixels."""
+        return int(self.vision_config["patch_size"])
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
         """Native (H, W)."""
         size = int(self.vision_config["image_size"])
         return size, size
@@ -53,15 +109,14 @@ class TransformersVisionSpec(EncoderSpec):
     @property
     def prefix_tokens(self) -> int:
         """Number of tokens before the patches."""
-        return self.PREFIX_TOKENS[self.vision_config["model_type"]]
+        return self.family.prefix_tokens(self.vision_config)
 
     def grid(self, size: tuple[int, ...] | None = None) -> Grid:
-        """Return the (h, w) grid; the class token stays as prefix if `select_feature` is "all"."""
-        patch = int(self.vision_config["patch_size"])
-        shape = divided(size or self.input_size, (patch, patch), f"The encoder {self.name!r}")
+        """Return the (h, w) grid; prefix tokens stay if `select_feature` is "all"."""
+        shape = divided(size or self.input_size, (self.patch, self.patch), f"The encoder {self.name!r}")
         return Grid(shape, prefix=self.prefix_tokens if self.select_feature == "all" else 0)
 
-    def build(self) -> TransformersVisionEncoder:
+    def build(self) -> EncoderModule:
         """Return the module with fresh weights."""
         return TransformersVisionEncoder(self, AutoModel.from_config(self.hf_config()))
 
@@ -79,8 +134,8 @@ class TransformersVisionSpec(EncoderSpec):
         if re.match(r"text_model\.|logit_|visual_projection\.|text_projection\.", name):
             return None
         name = name.removeprefix("vision_model.")
-        layer = re.match(r"encoder\.layers\.(\d+)\.", name)
-        if name.startswith(("post_layernorm.", "head.")) or name == "embeddings.position_ids":
+        layer = re.match(r"(?:encoder\.|model\.)?layers?\.(\d+)\.", name)
+        if name.startswith((f"{self.family.final_norm}.", "head.")) or name == "embeddings.position_ids":
             return None
         return None if layer and int(layer[1]) >= self.used_layers else f"model.{name}"
 
@@ -104,8 +159,9 @@ class TransformersVisionSpec(EncoderSpec):
     def from_pretrained(cls, folder: str, **settings: Any) -> tuple[EncoderSpec, EncoderModule]:
         """Take config and weights from a folder or hub name; of a text-image model only the vision part."""
         spec = cls.spec_from_pretrained(folder, **settings)
-        model = AutoModel.from_pretrained(folder, config=spec.hf_config())
-        return spec, TransformersVisionEncoder(spec, model)
+        module = spec.build()
+        assert isinstance(module, TransformersVisionEncoder)
+        return spec, type(module)(spec, AutoModel.from_pretrained(folder, config=spec.hf_config()))
 
 
 class TransformersVisionEncoder(EncoderModule):
@@ -114,16 +170,30 @@ class TransformersVisionEncoder(EncoderModule):
     def __init__(self, spec: TransformersVisionSpec, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        self.model.post_layernorm = nn.Identity()
+        setattr(self.model, spec.family.final_norm, nn.Identity())
+        drop_mask_token(self.model)
+        self._name = spec.name
         self._drop = spec.prefix_tokens if spec.select_feature == "patch" else 0
         self._native_size = spec.input_size
+        self._flag = spec.family.interpolates == "flag"
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, tokens, hidden_size)."""
-        interpolate = tuple(pixels.shape[-2:]) != self._native_size
-        features = self.model(pixel_values=pixels, interpolate_pos_encoding=interpolate).last_hidden_state
-        return features[:, self._drop :]
+        size = tuple(pixels.shape[-2:])
+        options: dict[str, Any] = {"interpolate_pos_encoding": size != self._native_size} if self._flag else {}
+        if size != self._native_size:
+            say_interpolated(self._name, self._native_size, size)
+        return self.model(pixel_values=pixels, **options).last_hidden_state[:, self._drop :]
 
 
-ENCODERS.add("siglip", TransformersVisionSpec)
-ENCODERS.add("clip", TransformersVisionSpec)
+def drop_mask_token(model: nn.Module) -> None:
+    """Turn a mask token, which only pretraining uses, into a buffer: a weight that never has a gradient stops DDP."""
+    for module in model.modules():
+        token = getattr(module, "mask_token", None)
+        if isinstance(token, nn.Parameter):
+            del module.mask_token
+            module.register_buffer("mask_token", token.detach())
+
+
+for _name in sorted({family.encoder for family in FAMILIES.values()}):
+    ENCODERS.add(_name, TransformersVisionSpec)

@@ -1,0 +1,162 @@
+"""What is in a checkpoint folder, without loading it: parts, shapes, dtypes, geometry, template, recipe."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from medmvl.checkpoints.adapters import ADAPTER_CONFIG
+from medmvl.checkpoints.convert import read_raw_config
+from medmvl.checkpoints.llava import is_llava
+from medmvl.checkpoints.reference_config import is_reference
+from medmvl.checkpoints.tinyllava import is_tinyllava
+from medmvl.files import PathLike
+from medmvl.imaging import Geometry
+from medmvl.models import MedMVLConfig
+from medmvl.models.weights import Weights
+
+#: Beginning of a tensor's name -> the part it belongs to.
+_PARTS = {
+    "language_model.": "llm",
+    "towers.image.encoder.": "image_encoder",
+    "towers.image.connector.": "image_connector",
+    "towers.volume.encoder.": "volume_encoder",
+    "towers.volume.connector.": "volume_connector",
+}
+
+
+@dataclass
+class PartFacts:
+    """The tensors of a part: how many, their values in all, their dtypes, the largest one."""
+
+    tensors: int = 0
+    values: int = 0
+    dtypes: Counter[str] = field(default_factory=Counter)
+    largest: tuple[str, tuple[int, ...]] = ("", ())
+
+
+@dataclass
+class Inspection:
+    """What `inspect_folder` found.
+
+    Attributes:
+        layout: what kind of folder it is.
+        parts: part -> facts of its tensors.
+        facts: line by line, name -> text.
+    """
+
+    layout: str
+    parts: dict[str, PartFacts]
+    facts: dict[str, str]
+
+
+def inspect_folder(folder: PathLike) -> Inspection:
+    """Read what a checkpoint folder says of itself; weights are not loaded.
+
+    Raises:
+        CheckpointError: if it is no checkpoint, or damaged.
+    """
+    path = Path(folder)
+    if (path / ADAPTER_CONFIG).is_file():
+        return _adapter(path)
+    raw = read_raw_config(path)
+    weights = Weights(path)
+    if raw.get("model_type") != "medmvl":
+        return Inspection(f"{_foreign(raw)}; `medmvl checkpoint convert` reads it", _parts(weights), _names(raw))
+    return Inspection("medmvl", _parts(weights), _own_facts(path, raw))
+
+
+def _foreign(raw: dict[str, Any]) -> str:
+    known = ((is_reference, "MedM-VL reference"), (is_tinyllava, "TinyLLaVA"), (is_llava, "HF LLaVA"))
+    return next((name for test, name in known if test(raw)), f"unknown (model_type {raw.get('model_type')!r})")
+
+
+def _names(raw: dict[str, Any]) -> dict[str, str]:
+    """Return the names of base parts that a conversion has to find."""
+    return {key: str(value) for key, value in raw.items() if key.endswith("name_or_path") and value}
+
+
+def _adapter(path: Path) -> Inspection:
+    settings = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    keys = ("base_model_name_or_path", "peft_type", "r", "lora_alpha", "target_modules", "modules_to_save")
+    return Inspection(
+        "PEFT adapter; `medmvl checkpoint merge` folds it in", {}, {k: str(settings.get(k)) for k in keys}
+    )
+
+
+def _parts(weights: Weights) -> dict[str, PartFacts]:
+    parts: dict[str, PartFacts] = {}
+    for name in weights:
+        part = next((p for prefix, p in _PARTS.items() if name.startswith(prefix)), name.partition(".")[0])
+        facts = parts.setdefault(part, PartFacts())
+        shape = weights.shape(name)
+        values = math.prod(shape)
+        facts.tensors += 1
+        facts.values += values
+        facts.dtypes[weights.dtype(name)] += 1
+        if values > math.prod(facts.largest[1]) or not facts.largest[0]:
+            facts.largest = (name, shape)
+    return parts
+
+
+def _own_facts(path: Path, raw: dict[str, Any]) -> dict[str, str]:
+    config = MedMVLConfig(**raw)
+    text = config.text_config
+    facts = {
+        "LLM": f"{text.model_type}, width {text.hidden_size}, {text.num_hidden_layers} layers, vocabulary {text.vocab_size}, "
+        f"head {'tied' if text.tie_word_embeddings else 'untied'}"
+    }
+    for modality in config.towers:
+        tower = config.tower(modality)
+        size = "x".join(map(str, tower.input_size))
+        grid, out = tower.encoder_spec.grid(tower.input_size), tower.output_grid()
+        facts[f"{modality} tower"] = (
+            f"{tower.encoder['name']} at {size} -> {grid} -> {tower.connector.pooling['name']} -> {out} "
+            f"({out.tokens} tokens), {tower.connector.projector}"
+        )
+    facts.update(_processor_facts(path))
+    for file, name in (("recipe.yaml", "recipe"), ("conversion.json", "converted from")):
+        if (path / file).is_file():
+            text_of_file = (path / file).read_text(encoding="utf-8")
+            facts[name] = json.loads(text_of_file)["source"] if file.endswith(".json") else text_of_file.strip()
+    return facts
+
+
+def _processor_facts(path: Path) -> dict[str, str]:
+    file = path / "processor_config.json"
+    if not file.is_file():
+        return {"processor": "missing"}
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    facts = {}
+    if settings.get("volume"):
+        geometry = Geometry.from_dict(settings["volume"]["geometry"])
+        facts["geometry"] = f"{geometry.name} v{geometry.version} ({geometry.hash}), size {geometry.size}"
+    if settings.get("image"):
+        facts["image processor"] = f"{settings['image'].get('image_processor_type')}, {settings['image'].get('size')}"
+    facts["longest sequence"] = str(settings.get("max_length"))
+    template = path / "chat_template.jinja"
+    if template.is_file():
+        facts["template"] = template.read_text(encoding="utf-8").strip().splitlines()[0]
+    return facts
+
+
+def print_inspection(found: Inspection, console: Console | None = None) -> None:
+    """Show an inspection as tables."""
+    console = console or Console()
+    console.print(f"[bold]{found.layout}[/bold]")
+    if found.parts:
+        table = Table("part", "tensors", "parameters", "dtypes", "largest tensor")
+        for name, facts in found.parts.items():
+            dtypes = ", ".join(f"{dtype} x{count}" for dtype, count in facts.dtypes.items())
+            shape = "x".join(map(str, facts.largest[1]))
+            table.add_row(name, str(facts.tensors), f"{facts.values:,}", dtypes, f"{facts.largest[0]} {shape}")
+        console.print(table)
+    for name, text in found.facts.items():
+        console.print(f"{name}: {text}", markup=False, highlight=False)

@@ -1,0 +1,119 @@
+"""High-resolution images as a thumbnail and tiles (LLaVA-NeXT's idea, with a fixed layout: the token count is bounded)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pydantic import field_validator
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from medmvl.errors import ModelError
+from medmvl.models.encoders.base import ENCODERS, EncoderModule, EncoderSpec, encoder_spec
+from medmvl.models.visual_tokens import Grid
+
+
+@ENCODERS.register("tiled")
+class TiledSpec(EncoderSpec):
+    """Runs a 2D encoder over the whole image made small, then over its tiles, row by row.
+
+    The grid is a stack (1 + tiles, h, w): poolings for stacks of slices fit (attention, spatial with factor (1, 2, 2)).
+
+    Attributes:
+        encoder: settings of the 2D encoder, with its `name`.
+        tiles: (rows, columns); the image has rows x columns times the encoder's own size.
+    """
+
+    encoder: dict[str, Any]
+    tiles: tuple[int, int] = (2, 2)
+
+    @field_validator("encoder")
+    @classmethod
+    def _is_2d(cls, value: dict[str, Any]) -> dict[str, Any]:
+        if encoder_spec(value).modality != "image":
+            raise ModelError(f"tiled needs a 2D encoder, got {value['name']!r}.")
+        return value
+
+    @field_validator("tiles")
+    @classmethod
+    def _at_least_one(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if min(value) < 1:
+            raise ModelError(f"tiled needs at least one row and one column of tiles, got {value}.")
+        return value
+
+    @property
+    def inner(self) -> EncoderSpec:
+        """The spec of the 2D encoder."""
+        return encoder_spec(self.encoder)
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of a feature."""
+        return self.inner.hidden_size
+
+    @property
+    def channels(self) -> int:
+        """Number of input channels."""
+        return self.inner.channels
+
+    @property
+    def input_size(self) -> tuple[int, ...]:
+        """Native (H, W): the encoder's, times the tiles."""
+        height, width = self.inner.input_size
+        return height * self.tiles[0], width * self.tiles[1]
+
+    def grid(self, size: tuple[int, ...] | None = None) -> Grid:
+        """Return (1 + tiles, h, w) of the thumbnail and the tiles."""
+        inner = self.inner.grid(self.tile_size(size))
+        rows, columns = self.tiles
+        return Grid((1 + rows * columns, *inner.shape), prefix=inner.prefix, slicewise=True)
+
+    def tile_size(self, size: tuple[int, ...] | None) -> tuple[int, int]:
+        """Return the (H, W) of a tile."""
+        height, width = size or self.input_size
+        rows, columns = self.tiles
+        if height % rows or width % columns:
+            raise ModelError(f"An image of {height}x{width} cannot be cut into {rows}x{columns} equal tiles.")
+        return height // rows, width // columns
+
+    def build(self) -> TiledEncoder:
+        """Return the module with fresh weights."""
+        return TiledEncoder(self, self.inner.build())
+
+    def published_key(self, name: str) -> str | None:
+        """Return the 2D encoder's name of a tensor, one level down."""
+        inner = self.inner.published_key(name)
+        return None if inner is None else f"encoder.{inner}"
+
+    @classmethod
+    def spec_from_pretrained(cls, folder: str, **settings: Any) -> TiledSpec:
+        """Describe the 2D encoder by a folder; `encoder` needs only its name and selections."""
+        inner = dict(settings.pop("encoder"))
+        return cls(encoder=ENCODERS[inner["name"]].spec_from_pretrained(folder, **inner).to_dict(), **settings)
+
+    @classmethod
+    def from_pretrained(cls, folder: str, **settings: Any) -> tuple[EncoderSpec, EncoderModule]:
+        """Start the 2D encoder from a folder."""
+        inner = dict(settings["encoder"])
+        spec = cls.spec_from_pretrained(folder, **settings)
+        return spec, TiledEncoder(spec, ENCODERS[inner["name"]].from_pretrained(folder, **inner)[1])
+
+
+class TiledEncoder(EncoderModule):
+    """(N, C, H, W) -> (N, (1 + tiles) * tokens, hidden_size), the thumbnail first."""
+
+    def __init__(self, spec: TiledSpec, encoder: EncoderModule) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self._spec = spec
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Shrink, cut, encode all at once, line up."""
+        height, width = self._spec.tile_size(tuple(pixels.shape[-2:]))
+        thumbnail = interpolate(pixels.float(), size=(height, width), mode="bicubic", antialias=True).to(pixels.dtype)
+        tiles = pixels.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # (N, C, rows, h, columns, w)
+        tiles = tiles.permute(0, 2, 4, 1, 3, 5).flatten(1, 2)  # (N, tiles, C, h, w)
+        views = torch.cat([thumbnail.unsqueeze(1), tiles], dim=1)
+        features = self.encoder(views.flatten(0, 1))
+        return features.unflatten(0, (len(pixels), -1)).flatten(1, 2)
