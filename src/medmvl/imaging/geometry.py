@@ -280,8 +280,8 @@ def geometry(name: str | Path | Mapping[str, Any] | Geometry, **overrides: Any) 
     """Return a named geometry (or one from a YAML file, a dict, a Geometry), with fields overridden.
 
     Args:
-        name: a name of `geometry_names()`, a path ending in .yaml/.yml whose keys are fields (with `base: NAME` it
-            starts from a named one), or the output of `Geometry.to_dict`.
+        name: a name of `geometry_names()`; the output of `Geometry.to_dict`; or some fields, as a dict or a path ending
+            in .yaml/.yml: they change the named geometry that `base`, or else `name`, says, or the plain defaults.
         overrides: fields to change, e.g. size=(32, 256, 256); the hash changes with them.
 
     Raises:
@@ -304,10 +304,12 @@ def geometry_names() -> list[str]:
 
 
 def _with_base(values: dict[str, Any]) -> dict[str, Any]:
-    if "base" not in values:
-        return values
-    start = GEOMETRIES[str(values.pop("base"))].to_dict()
-    return {**start, **values}
+    """Fill the fields that are not given from the named geometry they are meant to change."""
+    if "base" in values:
+        return {**GEOMETRIES[str(values.pop("base"))].to_dict(), **values}
+    if values.get("name") in GEOMETRIES and not set(Geometry.model_fields) <= set(values):
+        return {**GEOMETRIES[str(values["name"])].to_dict(), **values}
+    return values
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

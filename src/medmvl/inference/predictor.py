@@ -17,7 +17,6 @@ from transformers import TextIteratorStreamer
 from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_ALIAS, VOLUME_PLACEHOLDER, Message, Sample
 from medmvl.errors import CheckpointError, MedMVLError, RecipeError
 from medmvl.files import PathLike
-from medmvl.imaging import read_volume
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.processing import MedMVLProcessor
 from medmvl.processing.image2d import ImageLike
@@ -166,7 +165,7 @@ class Predictor:
     def _read_and_prepare(self, path: str) -> Tensor:
         if self.processor.volume_processor is None:
             raise CheckpointError(f"This model has no volume tower and cannot look at {path}.")
-        return self.processor.volume_processor.geometry(read_volume(path))
+        return self.processor.volume_processor.prepare(path)
 
     def blank(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the encoded sample with black images and volumes of air: what the model says without looking."""

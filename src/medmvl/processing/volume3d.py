@@ -9,7 +9,9 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from medmvl.files import PathLike
 from medmvl.imaging import Geometry, Volume, read_volume
+from medmvl.imaging.cache import CacheReader
 
 #: A volume as users hand it over: a path, a volume of ours, an array in Hounsfield units, or a prepared tensor.
 VolumeLike = str | Volume | np.ndarray | Tensor
@@ -51,6 +53,18 @@ class VolumeProcessor:
     def __init__(self, geometry: Geometry, normalisation: Normalisation = GREY_TO_UNIT) -> None:
         self.geometry = geometry
         self.normalisation = normalisation
+        self.cache: CacheReader | None = None
+
+    def use_cache(self, folder: PathLike, root: PathLike | None = None) -> None:
+        """Take volumes given as paths from a cache made by `medmvl data cache`; others are read as before.
+
+        Args:
+            root: the volume root under which the cache was made.
+
+        Raises:
+            GeometryError: with both hashes, if the cache was made with another geometry.
+        """
+        self.cache = CacheReader(folder, self.geometry, root)
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> VolumeProcessor:
@@ -64,10 +78,14 @@ class VolumeProcessor:
 
     def __call__(self, volume: VolumeLike) -> Tensor:
         """Return (C, D, H, W) float32; a tensor counts as already prepared by this geometry."""
-        if isinstance(volume, Tensor):
-            prepared = volume
-        else:
-            if isinstance(volume, np.ndarray):
-                volume = Volume.from_array(volume, units="HU")
-            prepared = self.geometry(read_volume(volume) if isinstance(volume, str) else volume)
+        prepared = volume if isinstance(volume, Tensor) else self.prepare(volume)
         return self.normalisation(prepared.to(torch.float32))
+
+    def prepare(self, volume: str | Volume | np.ndarray) -> Tensor:
+        """Return the geometry's tensor (C, D, H, W) before the normalisation, from the cache where it is there."""
+        if isinstance(volume, np.ndarray):
+            volume = Volume.from_array(volume, units="HU")
+        if not isinstance(volume, str):
+            return self.geometry(volume)
+        cached = self.cache.tensor(volume) if self.cache is not None else None
+        return cached if cached is not None else self.geometry(read_volume(volume))
