@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import pytest
 
-from medmvl.evaluation.metrics.boxes import box_iou, box_text, parse_boxes
+from medmvl.data.prepare.boxtext import box_text
+from medmvl.evaluation.metrics.boxes import box_iou, parse_boxes
+from medmvl.evaluation.metrics.cider import cider_d
 from medmvl.evaluation.metrics.ptb import ptb_tokens
 from medmvl.evaluation.text import normalize_word
 
@@ -145,7 +147,7 @@ def test_box_iou(first, second, inclusive, standard):
 
 
 def test_box_text_truncates_and_reads_back():
-    text = box_text(56, 73, 190, 142, (512, 512))
+    text = box_text((56, 73, 190, 142), (512, 512))
     assert text == "{<10><14><48><41>}"
     assert parse_boxes("It is at {<10> <14>\n<unk><48><41>} there.", (200, 100)) == [pytest.approx((20, 14, 96, 41))]
 
@@ -155,3 +157,68 @@ def test_ptb_tokens():
     expected = "no pleural effusion the heart is 1.5-cm -lrb- mild -rrb- stable left/right"
     assert " ".join(ptb_tokens(text)) == expected
     assert ptb_tokens("don't") == ["do", "n't"]
+
+
+# Run through pycocoevalcap 1.2's PTBTokenizer (Java) for this file.
+@pytest.mark.parametrize(
+    ("text", "java"),
+    [
+        ('The cardiac silhouette is enlarged, measuring 15.5 x 12 cm; C/T ratio > 0.5.',
+         'the cardiac silhouette is enlarged measuring 15.5 x 12 cm c/t ratio > 0.5'),
+        ("Dr. Smith's report isn't available; patient can't breathe. It's 50% worse.",
+         "dr. smith 's report is n't available patient ca n't breathe it 's 50 % worse"),
+        ('There are 2-3 mm nodules (segments 4, 5 and 6) in T2-weighted and FLAIR images.',
+         'there are 2-3 mm nodules -lrb- segments 4 5 and 6 -rrb- in t2-weighted and flair images'),
+        ('A 45-year-old man with a history of COPD, e.g. emphysema, etc. presented w/ dyspnea.',
+         'a 45-year-old man with a history of copd e.g. emphysema etc. presented w / dyspnea'),
+        ('Impression: 1. Cardiomegaly. 2. Small effusion -- unchanged... 3. None',
+         'impression 1 cardiomegaly 2 small effusion unchanged 3 none'),
+        ('Compared to 01/02/2020, ST-T changes; pH 7.4, SpO2 98%, BP 120/80 mmHg.',
+         'compared to 01/02/2020 st-t changes ph 7.4 spo2 98 % bp 120/80 mmhg'),
+        ('CT of the abdomen with i.v. contrast showed a 3.2 × 2.1 cm mass in the R. kidney, segment IV-B.',
+         'ct of the abdomen with i.v. contrast showed a 3.2 × 2.1 cm mass in the r. kidney segment iv-b'),
+        ('Hyperintense on T1WI/T2WI; ADC = 0.8×10-3 mm2/s, 37°C, β-blocker',
+         'hyperintense on t1wi/t2wi adc = 0.8 × 10-3 mm2/s 37 ° c β-blocker'),
+        ('and a well-defined, low-density (15 HU) lesion; L4-L5 disc; C5/6 level; 1,000 ml; 3,5 cm; U.S. guidance',
+         'and a well-defined low-density -lrb- 15 hu -rrb- lesion l4-l5 disc c5/6 level 1,000 ml 3,5 cm u.s. guidance'),
+        ('(a) Severe recessions (b) Mild',
+         '-lrb- a -rrb- severe recessions -lrb- b -rrb- mild'),
+        ('Findings: Lungs are clear! Really? Yes: "clear"; No. 5 rib fx. St. Jude valve. Fig. 3 shows. Approx 5 cm.',
+         'findings lungs are clear really yes clear no. 5 rib fx st. jude valve fig. 3 shows approx 5 cm'),
+        ('The L. lung. T. bone. Size: 4x5 cm, 4 x 5 x 6 mm, 4mm, 5cm. 1st, 2nd rib. ',
+         'the l. lung t. bone size 4x5 cm 4 x 5 x 6 mm 4mm 5cm 1st 2nd rib'),
+        ('Dr Jones reviewed at 10:30 AM on 3/4/2020. Temp 98.6F; WBC 12,000/uL. Age 5y.',
+         'dr jones reviewed at 10:30 am on 3/4/2020 temp 98.6 f wbc 12,000 / ul age 5y'),
+        ('This is the well-known "tree-in-bud" pattern; "ground-glass" opacity e.g., in RUL, i.e., right upper lobe.',
+         'this is the well-known tree-in-bud pattern ground-glass opacity e.g. in rul i.e. right upper lobe'),
+    ],
+)  # fmt: skip
+def test_ptb_tokens_as_the_java_tokenizer_cuts_them(text, java):
+    assert " ".join(ptb_tokens(text)) == java
+
+
+CIDER_ITEMS = [4.422863, 1.365375, 3.725605, 2.340503, 5.0, 0.899522, 1.983649, 0, 5.195733]
+
+
+def test_cider_of_the_corpus(score):
+    pairs = [(prediction.split(), reference.split()) for prediction, reference in PAIRS]
+    assert cider_d(pairs) == pytest.approx(CIDER_ITEMS, abs=EXACT)
+    assert score("cider-d-corpus-whitespace", *PAIRS) == pytest.approx(2.770361, abs=EXACT)
+    assert cider_d(pairs[:1]) == [0]
+
+
+def test_meteor_by_hand(score):
+    # Cat pair: 5 of 6 words match in two chunks ("the cat", "on the mat"): P = R = 5/6, penalty 0.5 (2/5)^3.
+    assert score("meteor-exact-stem", PAIRS[0]) == pytest.approx(5 / 6 * (1 - 0.5 * 0.4**3), abs=EXACT)
+    # One stem match: P = 1, R = 1/2, F = PR / (0.9 P + 0.1 R); one chunk of one word: penalty 0.5.
+    assert score("meteor-exact-stem", ("nodules", "nodule seen")) == pytest.approx(0.5 / 0.95 * 0.5, abs=EXACT)
+    assert score("meteor-exact-stem", ("clear", "effusion")) == 0
+
+
+def test_llava_med_closed_rule(score):
+    rule = "closed-accuracy-llava-med"
+    assert score(rule, ("no effusion", "No"), answer_type="CLOSED") == 1
+    assert score(rule, ("not present", "no"), answer_type="CLOSED") == 1  # the rule's own flaw, kept
+    assert score(rule, ("left", "left"), answer_type="CLOSED") == 0
+    assert score("open-precision", ("lung lung lobe", "left lung"), answer_type="OPEN") == pytest.approx(2 / 3)
+    assert score("open-recall", ("lung lung lobe", "left lung"), answer_type="OPEN") == pytest.approx(2 / 3)

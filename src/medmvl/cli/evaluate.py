@@ -31,6 +31,9 @@ def evaluate(
     control_predictions: Annotated[
         list[str] | None, typer.Option(help="With --predictions: NAME=FILE of a control's predictions; repeatable.")
     ] = None,
+    against: Annotated[
+        Path | None, typer.Option(help="Predictions of another run: adds side-by-side.html with paired tests.")
+    ] = None,
     references: Annotated[
         Path | None, typer.Option(help="Records that should have been answered, to find missing and unknown ids.")
     ] = None,
@@ -39,6 +42,12 @@ def evaluate(
         Path | None, typer.Option(help="Label file with the findings of the generated reports.")
     ] = None,
     labeller: Annotated[str | None, typer.Option(help="Labeller of generated reports instead of the default.")] = None,
+    profile: Annotated[
+        str | None, typer.Option(help="Score by another published protocol, such as llava-med or m3d.")
+    ] = None,
+    radeval: Annotated[
+        str | None, typer.Option(help="Clinical metrics through RadEval, such as radgraph,f1chexbert (extra radeval).")
+    ] = None,
     log: Annotated[Path | None, typer.Option(help="log.jsonl of the training run, for the loss curve.")] = None,
     title: Annotated[str, typer.Option(help="Heading of the report.")] = "MedM-VL evaluation",
     image_root: o.ImageRoot = None,
@@ -56,9 +65,11 @@ def evaluate(
 ) -> None:
     """Score predictions, or predict and score, with intervals and controls."""
     from medmvl.errors import EvaluationError
-    from medmvl.evaluation import evaluate_model, evaluate_predictions, expand_benchmarks
+    from medmvl.evaluation import compare_predictions, evaluate_model, evaluate_predictions, expand_benchmarks
     from medmvl.evaluation.model import control_pairs, find_predictions
 
+    if against is not None and predictions is None:
+        raise EvaluationError("--against compares two predictions files and needs --predictions.")
     if (model is None) == (predictions is None):
         raise EvaluationError("Give either --predictions FILE, or --model DIR with --data-root DIR.")
     names = expand_benchmarks(benchmark)
@@ -66,6 +77,8 @@ def evaluate(
         "labels": labels,
         "predicted_labels": predicted_labels,
         "labeller": labeller,
+        "profile": profile,
+        "radeval": radeval.split(",") if radeval else (),
         "log": log,
         "title": title,
         "image_root": image_root,
@@ -78,6 +91,10 @@ def evaluate(
         for name in names:
             file, controls = find_predictions(predictions, name, alone=len(names) == 1)
             evaluate_predictions(file, name, out, {**controls, **pairs}, references=references, **shared)
+            if against is not None:
+                other, _ = find_predictions(against, name, alone=len(names) == 1)
+                folder = out if len(names) == 1 else out / name
+                compare_predictions(file, other, name, folder, image_root=image_root, volume_root=volume_root)
     else:
         from medmvl.cli.predict import progress
         from medmvl.inference import GenerationOptions, Predictor

@@ -67,7 +67,7 @@ def pick_cases(
         orders.insert(0, ("changed", lambda item: -gain(item)))
     for kind, order in orders:
         pool = [item for item in scored if item.id not in taken and belongs[kind](item)]
-        for item in _take_turns(sorted(pool, key=lambda item: (order(item), _lot(item.id)))):
+        for item in take_turns(sorted(pool, key=lambda item: (order(item), _lot(item.id)))):
             taken.add(item.id)
             blind = {name: texts[item.id] for name, texts in said.items() if item.id in texts}
             cases.append(_case(kind, item, scores[item.id], blind, draw_case(item, roots)))
@@ -78,7 +78,7 @@ def _lot(identifier: str) -> str:
     return hashlib.sha256(identifier.encode()).hexdigest()
 
 
-def _take_turns(ranked: list[Item]) -> list[Item]:
+def take_turns(ranked: list[Item]) -> list[Item]:
     """Return at most `CASES_PER_KIND` items: the best ranked of each task, then the second of each, and so on."""
     queues: dict[str, list[Item]] = {}
     for item in ranked:

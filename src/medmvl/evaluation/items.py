@@ -40,6 +40,11 @@ class Item:
     chinese: bool = False
 
     @property
+    def language(self) -> str:
+        """ "zh" or "en"."""
+        return "zh" if self.chinese else "en"
+
+    @property
     def hypothesis(self) -> str:
         """The prediction as the word-level metrics read it (Chinese spaced by character)."""
         return split_characters(self.prediction) if self.chinese else self.prediction

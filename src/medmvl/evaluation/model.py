@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from medmvl.data.formats import read_records
 from medmvl.errors import DataError, EvaluationError
 from medmvl.evaluation.controls import check_control_names
+from medmvl.evaluation.items import make_item
 from medmvl.evaluation.run import MAX_FAULTY, evaluate_predictions
 from medmvl.evaluation.tasks import BENCHMARKS, Benchmark
-from medmvl.files import PathLike, existing_file, existing_folder
+from medmvl.files import PathLike, existing_file, existing_folder, read_json, write_jsonl
 from medmvl.inference import GenerationOptions, Predictor, predict_file
 
 PREDICTIONS = "predictions"
@@ -86,6 +88,30 @@ def records_file(benchmark: Benchmark, data_root: Path) -> Path:
     )
 
 
+def media_root(records: Path) -> Path:
+    """Return the folder that a converted file's media paths are relative to: as its report.json says, else its own."""
+    report = records.parent / "report.json"
+    noted = read_json(report).get("media_root") if report.is_file() else None
+    return records.parent / noted if noted else records.parent
+
+
+def own_records(benchmark: Benchmark, source: Path, out: Path) -> Path:
+    """Return a file with only the benchmark's records: `source` itself, or a copy of its part in `out/data/`.
+
+    Raises:
+        DataError: if none belongs to the benchmark.
+    """
+    records = list(read_records(source))
+    own = [record for record in records if benchmark.belongs(make_item({**record, "prediction": ""}))]
+    if not own:
+        raise DataError(f"{source} holds no record of the benchmark {benchmark.name!r}. Convert it with that task.")
+    if len(own) == len(records):
+        return source
+    path = out / "data" / f"{benchmark.name}.jsonl"
+    write_jsonl(path, own)
+    return path
+
+
 def evaluate_model(
     model: PathLike | Predictor,
     benchmark: str,
@@ -105,7 +131,8 @@ def evaluate_model(
     """Predict a benchmark with a model, also under controls, and evaluate the predictions.
 
     Predictions lie in `out/predictions/`; a rerun answers only what is missing, and controls that were predicted earlier
-    stay in the table. Media paths are relative to the folder of the records file unless roots are given.
+    stay in the table. Without roots, media paths are relative to the folder that `medmvl data convert` noted, else to
+    that of the records file.
 
     Args:
         model: a checkpoint folder or a loaded predictor.
@@ -131,10 +158,12 @@ def evaluate_model(
     """
     task = BENCHMARKS[benchmark]
     check_control_names(dict.fromkeys(controls))
-    records = records_file(task, Path(data_root))
-    images, volumes = image_root or records.parent, volume_root or records.parent
-    predictor = model if isinstance(model, Predictor) else Predictor.from_pretrained(model)
+    source = records_file(task, Path(data_root))
+    media = media_root(source)
+    images, volumes = image_root or media, volume_root or media
     folder = Path(out)
+    records = own_records(task, source, folder)
+    predictor = model if isinstance(model, Predictor) else Predictor.from_pretrained(model)
     for control in (None, *controls):
         predict_file(
             predictor,

@@ -11,6 +11,7 @@ from typing import Any
 import jinja2
 
 from medmvl.evaluation.curves import loss_curve
+from medmvl.evaluation.published import filled_tables
 from medmvl.evaluation.table import control_names
 from medmvl.files import iter_jsonl, read_json, write_json, write_text
 
@@ -119,7 +120,7 @@ def write_report(out: Path, title: str = "MedM-VL evaluation") -> Path:
             synthetic=any(entry.get("synthetic") for entry in results["benchmarks"].values()),
             curve=loss_curve(read_json(training)) if training.is_file() else "",
             cases=lambda name, kind: [case for case in details[name] if case["kind"] == kind],
-            published=dict.fromkeys(results["benchmarks"]),
+            tables=filled_tables(results),
         )
     )
     write_text(out / "report.html", page)

@@ -14,11 +14,12 @@ from medmvl.evaluation.items import Faults, Item, make_item, read_items
 from medmvl.evaluation.label_files import attach_labels, read_label_file
 from medmvl.evaluation.metrics.labels import PREDICTED
 from medmvl.evaluation.pictures import MediaRoots
+from medmvl.evaluation.radeval import radeval_scores
 from medmvl.evaluation.report import keep_training_log, write_details, write_report
 from medmvl.evaluation.results import score_benchmark, write_results
 from medmvl.evaluation.scoring import Answers
 from medmvl.evaluation.table import markdown_table
-from medmvl.evaluation.tasks import BENCHMARKS
+from medmvl.evaluation.tasks import BENCHMARKS, Benchmark, with_profile
 from medmvl.files import sha256, write_text
 
 MAX_FAULTY = 0.01  # share of faulty rows that is reported but tolerated
@@ -34,6 +35,8 @@ def evaluate_predictions(
     labels: Path | None = None,
     predicted_labels: Path | None = None,
     labeller: str | None = None,
+    profile: str | None = None,
+    radeval: Sequence[str] = (),
     strict: bool = False,
     max_faulty: float = MAX_FAULTY,
     image_root: Path | None = None,
@@ -55,6 +58,8 @@ def evaluate_predictions(
         labels: label file with the true findings of reports, for records that carry none.
         predicted_labels: label file with the findings of the generated reports, made by a labeller outside.
         labeller: a name in `LABELLERS`, instead of the benchmark's own.
+        profile: a name in `PROFILES`: score by another published protocol than the benchmark's own.
+        radeval: clinical metrics to add through RadEval (names in `radeval.LOCAL_METRICS`).
         strict: stop at the first faulty row.
         max_faulty: share of faulty rows above which the evaluation ends with an error after writing its files.
         image_root: folder below which the records' image paths lie, for the pictures of the report.
@@ -69,13 +74,17 @@ def evaluate_predictions(
         DataError: if a file is missing or is not JSON Lines.
         EvaluationError: for an unknown benchmark or control, rows that cannot be scored, too many faults.
     """
-    task = BENCHMARKS[benchmark] if labeller is None else BENCHMARKS[benchmark].with_labeller(labeller)
+    task = BENCHMARKS[benchmark]
+    task = task if profile is None else with_profile(task, profile)
+    task = task if labeller is None else task.with_labeller(labeller)
     paths = {name: Path(path) for name, path in (controls or {}).items()}
     check_control_names(paths)
     items, faults = read_items(Path(predictions), strict=strict)
     answers = {name: read_items(path, strict=strict)[0] for name, path in paths.items()}
     if references is not None:
-        items = check_against_references(items, Path(references), faults, strict=strict)
+        items = check_against_references(items, Path(references), task, faults, strict=strict)
+    items, others = own_items(task, items, Path(predictions))
+    answers = {name: own_items(task, theirs, paths[name])[0] for name, theirs in answers.items()}
     if labels is not None:
         table = read_label_file(labels)
         items = attach_labels(items, table, "labels", faults, "true labels")
@@ -84,6 +93,8 @@ def evaluate_predictions(
         items = attach_labels(items, read_label_file(predicted_labels), PREDICTED, faults, "predicted labels")
     own, blind = Answers(items), {name: Answers(theirs) for name, theirs in answers.items()}
     entry = score_benchmark(task, own, blind)
+    entry["model"].update(radeval_scores(items, radeval))
+    entry["counts"]["other_records"] = others
     entry["faults"] = faults.to_dict()
     entry["predictions"] = {"file": Path(predictions).name, "sha256": sha256(predictions)}
     folder = Path(out)
@@ -111,7 +122,25 @@ def check_faults(faults: Faults, scored: int, max_faulty: float) -> None:
         )
 
 
-def check_against_references(items: list[Item], references: Path, faults: Faults, *, strict: bool) -> list[Item]:
+def own_items(benchmark: Benchmark, items: list[Item], path: Path) -> tuple[list[Item], int]:
+    """Return the items that belong to the benchmark, and how many of the file do not.
+
+    Raises:
+        EvaluationError: if none does.
+    """
+    own = [item for item in items if benchmark.belongs(item)]
+    if not own:
+        tasks = sorted({str(item.record.get("task")) for item in items})
+        raise EvaluationError(
+            f"{path} holds no record of the benchmark {benchmark.name!r}: its tasks are {', '.join(tasks)}. "
+            "Choose the benchmark that fits the file."
+        )
+    return own, len(items) - len(own)
+
+
+def check_against_references(
+    items: list[Item], references: Path, benchmark: Benchmark, faults: Faults, *, strict: bool
+) -> list[Item]:
     """Compare the ids of the items with the records they should answer.
 
     An unknown id is dropped, a missing one becomes an empty answer (a skipped question is not a right one); both are
@@ -120,7 +149,8 @@ def check_against_references(items: list[Item], references: Path, faults: Faults
     Raises:
         EvaluationError: with `strict`, at the first difference.
     """
-    records = {str(record.get("id")): record for record in read_records(references)}
+    expected = (_unanswered(record) for record in read_records(references))
+    records = {item.id: item for item in expected if benchmark.belongs(item)}
     answered = {item.id for item in items}
     unknown = [item.id for item in items if item.id not in records]
     missing = [identifier for identifier in records if identifier not in answered]
@@ -129,7 +159,7 @@ def check_against_references(items: list[Item], references: Path, faults: Faults
             raise EvaluationError(f"{references}: {kind}: {ids[0]}. Predict again, or leave out --strict to go on.")
         for identifier in ids:
             faults.add(kind, identifier)
-    return [item for item in items if item.id in records] + [_unanswered(records[key]) for key in missing]
+    return [item for item in items if item.id in records] + [records[key] for key in missing]
 
 
 def _unanswered(record: Mapping[str, Any]) -> Item:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from medmvl.evaluation.published import filled_tables
+
 CONTROL_ORDER = ("blank", "shuffled", "text_only", "majority")
 
 
@@ -60,6 +62,11 @@ def markdown_table(results: Mapping[str, Any]) -> str:
         faults = entry.get("faults") or {}
         parts += [f"- {kind}: {found['count']} ({', '.join(found['first'])})" for kind, found in faults.items()]
         parts += [""] if faults else []
+    for table in filled_tables(results):
+        header = ["row", *table["columns"], "how it is scored"]
+        rows = [[f"**{r['name']}**" if r["own"] else r["name"], *r["cells"], r["note"]] for r in table["rows"]]
+        parts += [f"## {table['title']}", "", _line(header), _line(["---"] * len(header)), *map(_line, rows), ""]
+        parts += [*(f"- {note}" for note in table["notes"]), ""]
     return "\n".join(parts)
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from medmvl.errors import EvaluationError
-from medmvl.evaluation.metrics import bleu, boxes, choice, rouge, vqa
+from medmvl.evaluation.metrics import bleu, boxes, choice, cider, meteor, rouge, vqa
 from medmvl.evaluation.metrics.base import Metric
+from medmvl.evaluation.metrics.labeller import LABELLERS
 from medmvl.evaluation.metrics.labels import label_f1
 from medmvl.registry import Registry
 
@@ -23,21 +24,23 @@ for _metric in (
     rouge.ROUGE_L,
     rouge.ROUGE_L_COCO_PTB,
     rouge.ROUGE_L_COCO_WHITESPACE,
+    meteor.METEOR,
+    cider.CIDER_PTB,
+    cider.CIDER_WHITESPACE,
     vqa.TOKEN_F1,
+    vqa.OPEN_PRECISION,
     vqa.OPEN_RECALL,
     vqa.OPEN_F1,
     vqa.ACCURACY,
     vqa.CLOSED_ACCURACY,
     vqa.CLOSED_ACCURACY_PUBLISHED,
+    vqa.CLOSED_ACCURACY_LLAVA_MED,
     choice.LETTER_ACCURACY,
     choice.LETTER_ACCURACY_PUBLISHED,
     choice.LETTER_ACCURACY_M3D,
     boxes.MIOU,
     boxes.ACC_IOU50,
     boxes.MIOU_PUBLISHED,
-    label_f1("macro", "rule-based-ct-rate"),
-    label_f1("micro", "rule-based-ct-rate"),
-    label_f1("macro", "rule-based-chexpert"),
-    label_f1("micro", "rule-based-chexpert"),
+    *(label_f1(kind, name) for name in LABELLERS for kind in ("macro", "micro")),
 ):
     METRICS.add(_metric.name, _metric)

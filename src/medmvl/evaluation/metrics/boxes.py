@@ -12,26 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from medmvl.errors import EvaluationError
+from medmvl.errors import EvaluationError, require
 from medmvl.evaluation.items import Item
 from medmvl.evaluation.metrics.base import mean_metric
 
 Box = tuple[float, float, float, float]
 """x1, y1, x2, y2 in pixels."""
 
-SCALE = 100  # Uni-Med's resolution of box text
+SCALE = 100  # Uni-Med's resolution of box text; the writing side is data.prepare.boxtext
 _BOX_TEXT = re.compile(r"\{<(\d{1,3})><(\d{1,3})><(\d{1,3})><(\d{1,3})>\}")
-
-
-def box_text(x: float, y: float, width: float, height: float, image_size: tuple[int, int]) -> str:
-    """Return Uni-Med's text of a pixel box in an image of (width, height) pixels.
-
-    >>> box_text(56, 73, 190, 142, (512, 512))
-    '{<10><14><48><41>}'
-    """
-    image_width, image_height = image_size
-    corners = (x / image_width, y / image_height, (x + width) / image_width, (y + height) / image_height)
-    return "{" + "".join(f"<{int(corner * SCALE)}>" for corner in corners) + "}"
 
 
 def parse_boxes(text: str, image_size: tuple[int, int]) -> list[Box]:
@@ -120,13 +109,11 @@ def matched_iou(predicted: Sequence[Box], references: Sequence[Box]) -> float:
 
     Only the first len(references) predicted boxes count, so an answer cannot gain by listing many.
     """
-    from scipy.optimize import linear_sum_assignment
-
     kept = predicted[: len(references)]
     if not kept:
         return 0.0
     table = np.array([[box_iou(box, reference) for reference in references] for box in kept])
-    rows, columns = linear_sum_assignment(table, maximize=True)
+    rows, columns = require("scipy.optimize", "eval").linear_sum_assignment(table, maximize=True)
     return float(table[rows, columns].sum() / len(references))
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
+from medmvl.data.prepare.medmnist_info import SUBSETS, spoken
 from medmvl.errors import EvaluationError
+from medmvl.evaluation.text import normalize_word
 from medmvl.registry import Registry
 
 Labeller = Callable[[str], dict[str, int]]
@@ -126,3 +128,18 @@ def label_chexpert(text: str) -> dict[str, int]:
     labels = rule_labels(text, _CHEXPERT)
     labels[NO_FINDING] = int(not any(value for name, value in labels.items() if name != "Support Devices"))
     return labels
+
+
+def _listed(classes: tuple[str, ...]) -> Labeller:
+    """Make a labeller of answers that list class names: a class is stated if it is one of the parts between commas or semicolons."""
+
+    def label(text: str) -> dict[str, int]:
+        parts = {normalize_word(part) for part in re.split("[,;]", text)}
+        return {name: int(normalize_word(spoken(name)) in parts) for name in classes}
+
+    return label
+
+
+for _flag, _subset in SUBSETS.items():
+    if _subset.multi_label:
+        LABELLERS.add(f"listed-{_flag}", _listed(_subset.classes))

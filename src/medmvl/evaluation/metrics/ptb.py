@@ -12,6 +12,8 @@ import re
 
 # pycocoevalcap's PUNCTUATIONS, less the upper-case bracket names that never match lower-cased tokens.
 _DROPPED = frozenset({"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"})
+_TYPOGRAPHIC = str.maketrans({"\u2019": "'", "\u2018": "'", '"': " ` ", "\u201c": " ` ", "\u201d": " ` ", "\u2026": " ... ",
+                              "\u2013": " -- ", "\u2014": " -- "})  # fmt: skip
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _CLITIC = r"(?:n't|'s|'m|'d|'ll|'re|'ve)"
 _SPLIT_WORDS = {
@@ -21,16 +23,21 @@ _SPLIT_WORDS = {
     "gimme": ["gim", "me"],
     "lemme": ["lem", "me"],
     "wanna": ["wan", "na"],
-    "'tis": ["'t", "is"],
-    "'twas": ["'t", "was"],
+    "y'all": ["y'", "all"],
 }
-# Abbreviations that keep their full stop even before a space (the medical and common ones of CoreNLP's lexer).
+# Abbreviations that keep their full stop (those of CoreNLP's lexer that reports use), and those that keep it only
+# before a number ("no. 5", "fig. 3").
 _ABBREVIATION = (
-    r"(?:dr|mr|mrs|ms|prof|st|vs|etc|e\.g|i\.e|a\.m|p\.m|al|approx|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec)\."
+    r"(?:dr|mr|mrs|ms|prof|st|rt|lt|vs|etc|al|jan|feb|mar|apr|jun|jul|aug|sept?|oct|nov|dec|inc|ltd|co|corp|jr|sr|mt|ft|bros"
+    r"|e\.g|i\.e|a\.m|p\.m|ph\.d|m\.d)\.(?=\s|$)"
+    r"|(?:no|nos|fig|figs|pp?|vol|art|sec)\.(?=\s+\d)"
+    r"|(?:[a-z]\.){2,}(?=\W|$)"  # i.v., p.o., u.s.
+    r"|\b[a-z]\.(?=\s+(?!the\b)\S)"  # an initial: r. kidney; "the" opens a new sentence
 )
-_WORD = r"[^\W_]+(?:[-/_'\u2019][^\W_]+|\.[^\W\d_]+(?=\W|$)|[.,:]\d+)*"
+_WORD = r"[^\W_]+(?:[-/_'\u2019+][^\W_]+|\.[^\W\d_]+(?=\W|$)|[.,:]\d+)*"
 _TOKEN = re.compile(
-    rf"{_ABBREVIATION}(?=\s|$)"  # dr.
+    rf"{_ABBREVIATION}"
+    r"|\d+\.\d+(?=[^\W\d_])"  # 98.6F is two tokens
     rf"|[-+]?\d*[.,]?\d+(?:[.,:/]\d+)*(?:-[^\W_]+)*(?![\w])"  # 1.5, 1,000, 3/4, 1.5-cm
     rf"|{_WORD}"
     r"|\.\.\.|--+|''|``"
@@ -46,7 +53,7 @@ def ptb_tokens(text: str) -> list[str]:
     >>> " ".join(ptb_tokens('The heart is 1.5-cm (mild); "stable", left/right?'))
     'the heart is 1.5-cm -lrb- mild -rrb- stable left/right'
     """
-    lowered = text.lower().replace("\u2019", "'").replace('"', " `` ")
+    lowered = text.lower().translate(_TYPOGRAPHIC)
     tokens: list[str] = []
     for raw in _TOKEN.findall(lowered):
         tokens.extend(_split_word(raw))

@@ -47,6 +47,12 @@ def token_recall(item: Item) -> float:
     return matched / (matched + missed) if matched else 0.0
 
 
+def token_precision(item: Item) -> float:
+    """Return LLaVA-Med's token precision of one item: matched / (matched + surplus)."""
+    matched, surplus, _ = token_overlap(normalized_tokens(item.hypothesis), normalized_tokens(item.target))
+    return matched / (matched + surplus) if matched else 0.0
+
+
 def equal_normalized(item: Item) -> float:
     """Return 1 if both sides are equal after `normalize_word`; an empty answer is never right.
 
@@ -62,6 +68,13 @@ def contains_reference(item: Item) -> float:
     """Return 1 if the normalised reference is a substring of the normalised prediction (the published rule)."""
     reference = normalize_word(item.target)
     return float(bool(reference) and reference in normalize_word(item.hypothesis))
+
+
+def closed_correct_llava_med(item: Item) -> float:
+    """Return LLaVA-Med's verdict: 0 if neither "yes" nor "no" occurs, else whether the reference is a substring."""
+    prediction = normalize_word(item.hypothesis.lower())
+    named = any(word in prediction for word in YES_NO)
+    return float(named and normalize_word(item.target.lower()) in prediction)
 
 
 def is_closed(item: Item) -> bool:
@@ -162,6 +175,11 @@ OPEN_F1 = mean_metric(
     "Mean over OPEN questions of the Uni-Med token F1.",
     lambda item: token_f1(item) if is_open(item) else None,
 )
+OPEN_PRECISION = mean_metric(
+    "open-precision",
+    "Mean over OPEN questions of LLaVA-Med's token precision.",
+    lambda item: token_precision(item) if is_open(item) else None,
+)
 ACCURACY = mean_metric("accuracy", "Share of answers equal to the reference after normalize_word.", equal_normalized)
 CLOSED_ACCURACY = mean_metric(
     "closed-accuracy-strict",
@@ -174,4 +192,10 @@ CLOSED_ACCURACY_PUBLISHED = mean_metric(
     'Share of CLOSED questions whose normalised reference is a substring of the normalised answer ("no" in "not '
     'sure" counts): the Uni-Med rule, kept for comparison only.',
     lambda item: contains_reference(item) if is_closed(item) else None,
+)
+CLOSED_ACCURACY_LLAVA_MED = mean_metric(
+    "closed-accuracy-llava-med",
+    'LLaVA-Med\'s share of right CLOSED answers: wrong without a "yes" or "no" anywhere, else right if the normalised '
+    "reference is a substring of the answer.",
+    lambda item: closed_correct_llava_med(item) if is_closed(item) else None,
 )

@@ -2,7 +2,34 @@
 
 from __future__ import annotations
 
-from medmvl.evaluation.tasks import phantom
+from medmvl.evaluation.tasks import ct, medmnist, paper2d, phantom
 from medmvl.evaluation.tasks.base import BENCHMARKS, GROUPS, Benchmark, Column, expand_benchmarks
+from medmvl.evaluation.tasks.profiles import PROFILES, with_profile
 
-__all__ = ["BENCHMARKS", "GROUPS", "Benchmark", "Column", "expand_benchmarks", "phantom"]
+__all__ = [
+    "BENCHMARKS",
+    "GROUPS",
+    "Benchmark",
+    "Column",
+    "PROFILES",
+    "expand_benchmarks",
+    "ct",
+    "medmnist",
+    "paper2d",
+    "phantom",
+    "with_profile",
+]
+
+GROUPS["paper-2d"] = (
+    "medmnist-derma",
+    "medmnist-organs",
+    "medpix",
+    "mimic-cxr",
+    "pathvqa",
+    "samed-identify",
+    "samed-refer",
+    "slake-identify",
+    "slake-refer",
+    "slake-vqa",
+)
+GROUPS["paper-ct"] = ("ct-rate-long", "ct-rate-short", "ct-rate-choice", "ct-rate-report")

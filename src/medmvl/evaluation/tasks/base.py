@@ -14,6 +14,11 @@ from medmvl.registry import Registry
 Where = Callable[[Item], bool]
 
 
+def everything(item: Item) -> bool:
+    """Return True: the whole file is the benchmark."""
+    return True
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """One number of a benchmark.
@@ -45,6 +50,8 @@ class Benchmark:
         headline: key of the number that a table of several benchmarks shows.
         files: names under `--data-root` at which the records may lie, tried in order.
         licence: of the data.
+        belongs: which records of those files are its questions; the others are counted, not scored.
+        profile: name of the scorer profile its columns come from.
         groups: record keys that the report breaks the scores down by.
     """
 
@@ -55,6 +62,8 @@ class Benchmark:
     headline: str
     files: tuple[str, ...]
     licence: str
+    belongs: Where = everything
+    profile: str | None = None
     groups: tuple[str, ...] = ("task", "question_type", "content_type", "answer_type", "modality")
 
     def __post_init__(self) -> None:
@@ -92,8 +101,14 @@ def column(key: str, metric: str, where: Where | None = None) -> Column:
 
 
 def of_task(*names: str) -> Where:
-    """Return a filter for records whose `task` is one of `names`."""
-    return lambda item: item.record.get("task") in names
+    """Return a filter for records whose `task` is one of `names`; records without a task pass."""
+    return lambda item: item.record.get("task") in (None, "", *names)
+
+
+def usual_files(data_set: str, split: str, also: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Return the names under a data root at which `medmvl data convert` leaves the records of a split."""
+    folders = [f"{name}/" for name in (data_set, *also)] + [""]
+    return tuple(f"{folder}{split}.{suffix}" for folder in folders for suffix in ("jsonl", "json", "parquet"))
 
 
 # Several benchmarks under one name: the columns of the paper's two tables.

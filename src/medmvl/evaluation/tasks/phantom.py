@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from medmvl.evaluation.metrics.boxes import is_located
 from medmvl.evaluation.metrics.choice import stated_letter
-from medmvl.evaluation.tasks.base import BENCHMARKS, Benchmark, Column, column, of_task
+from medmvl.evaluation.tasks.base import BENCHMARKS, Benchmark, Column, Where, column, usual_files
+
+
+def of_task(*names: str) -> Where:
+    """Return a filter for records whose `task` is one of `names`: a phantom file mixes tasks, so a task is needed."""
+    return lambda item: item.record.get("task") in names
+
 
 LICENCE = "Apache-2.0 (drawn by medmvl; synthetic)"
 
@@ -47,7 +53,7 @@ PHANTOM_2D = BENCHMARKS.add(
         "(refer) and names of boxes (identify). Synthetic; no clinical claim.",
         columns=(*_word_columns(), *_box_columns()),
         headline="closed_accuracy",
-        files=("phantom-2d/test.jsonl", "phantom-2d/test.json", "phantom-2d.jsonl", "phantom-2d.json"),
+        files=usual_files("phantom-2d", "test", also=("slake",)),
         licence=LICENCE,
     ),
 )
@@ -60,7 +66,7 @@ PHANTOM_CT = BENCHMARKS.add(
         "questions and reports with labels of the 18 CT-RATE findings. Synthetic; no clinical claim.",
         columns=_word_columns(),
         headline="closed_accuracy",
-        files=("phantom-ct/test.jsonl", "phantom-ct/test.json", "phantom-ct.jsonl", "phantom-ct.json"),
+        files=usual_files("phantom-ct", "test") + usual_files("ct-rate", "valid"),
         licence=LICENCE,
     ),
 )
