@@ -169,3 +169,15 @@ def test_a_device_that_is_not_there_is_refused(recipe, tmp_path):
         pytest.skip("this machine has one")
     with pytest.raises(RecipeError, match="does not have"):
         train(recipe({}, run={"device": "cuda"}), tmp_path / "run")
+
+
+def test_tensorboard_files_hold_the_loss(recipe, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = {"progress": False, "device": "cpu", "tensorboard": True}
+    folder = train(recipe({"max_steps": 2}, run=run), tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "s0" / "tensorboard")).Reload()
+    losses = [row["loss"] for row in read_log(tmp_path / "run" / "log.jsonl")]
+    assert [event.value for event in events.Scalars("train/loss")] == pytest.approx(losses)
+    assert not (folder / "tensorboard").exists()

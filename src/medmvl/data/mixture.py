@@ -96,6 +96,11 @@ class Mixture:
         offset = start - rounds[0] * size
         return np.concatenate(walk)[offset : offset + count] + self._starts[index]
 
+    def times_per_epoch(self, number: int) -> float:
+        """Return how often record `number` is seen per epoch, on average."""
+        index = int(np.searchsorted(self._starts, number, side="right")) - 1
+        return float(self._draws[index]) / len(self._datasets[index])
+
     def locate(self, number: int) -> tuple[SampleDataset, int]:
         """Return the data set of record `number` and the record's index in it."""
         index = int(np.searchsorted(self._starts, number, side="right")) - 1

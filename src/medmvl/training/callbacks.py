@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from medmvl.errors import require
 from medmvl.files import atomic
 
 if TYPE_CHECKING:
@@ -130,6 +131,41 @@ class Bar(StageCallback):
         """Take the bar away."""
         if self._progress is not None:
             self._progress.stop()
+
+
+class TensorBoard(StageCallback):
+    """Writes loss, learning rate, gradient norm and tokens per second for TensorBoard.
+
+    Args:
+        folder: where its files go.
+
+    Raises:
+        MissingExtraError: if the extra `tensorboard` is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        require("tensorboard", "tensorboard")
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(folder))
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
+    ) -> None:
+        """Write the values of the step that just ended."""
+        if not state.is_world_process_zero or "loss" not in logs:
+            return
+        facts = self.trainer.facts
+        rate = facts.tokens / max(time.perf_counter() - facts.started, 1e-9)
+        values = {"loss": logs["loss"], "lr": logs["learning_rate"], "grad_norm": facts.grad_norm, "tokens_per_s": rate}
+        for name, value in values.items():
+            self._writer.add_scalar(f"train/{name}", value, state.global_step)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Close the files."""
+        self._writer.close()
 
 
 class SaveAndStop(StageCallback):

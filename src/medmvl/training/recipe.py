@@ -263,8 +263,8 @@ class RunSection(Section):
     """Keep encoded samples in memory up to this size per loader process; for small data sets seen many times."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto takes the accelerator if there is one."""
-    strategy: Literal["ddp", "fsdp", "deepspeed-2", "deepspeed-3"] = "ddp"
-    """What several processes (torchrun) share: gradients only (ddp), or also weights and optimiser."""
+    strategy: Literal["ddp", "fsdp"] = "ddp"
+    """Several processes (torchrun): ddp shares gradients; fsdp also shards weights and optimiser state (FSDP2)."""
     tensorboard: bool = False
     """Also write TensorBoard files to `<stage>/tensorboard` (needs the extra `tensorboard`)."""
     progress: bool = True

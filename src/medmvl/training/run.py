@@ -22,7 +22,7 @@ from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.processing import MedMVLProcessor
 from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler, StepShape, cost_of
 from medmvl.training.build import build
-from medmvl.training.callbacks import Bar, SaveAndStop, StageCallback, StepLog, StopSignal
+from medmvl.training.callbacks import Bar, SaveAndStop, StageCallback, StepLog, StopSignal, TensorBoard
 from medmvl.training.checkpoints import newest_whole
 from medmvl.training.distributed import barrier, is_main_process, join
 from medmvl.training.packing import PACKED, attention, supports_packing
@@ -190,6 +190,8 @@ def build_trainer(
     average = Average(stage.ema) if stage.ema is not None else None
     if average is not None:
         callbacks.append(average)
+    if recipe.run.tensorboard:
+        callbacks.append(TensorBoard(folder.stage(stage.name) / "tensorboard"))
     if recipe.run.progress:
         callbacks.append(Bar(stage.name))
     trainer = StageTrainer(
@@ -237,7 +239,7 @@ def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, s
         logging_steps=1,
         logging_nan_inf_filter=False,
         save_strategy="no",
-        report_to=["tensorboard"] if run.tensorboard else [],
+        report_to=[],
         disable_tqdm=True,
     )
 
