@@ -51,9 +51,10 @@ def _datasets() -> list[str]:
 
 
 def _recipes() -> list[str]:
-    from medmvl.training.recipe import shipped_recipes
+    from medmvl.training.shipped import recipes_folder, shipped_recipes
 
-    return shipped_recipes()
+    folder = recipes_folder()
+    return [f"{path.relative_to(folder).with_suffix('')}: {path}" for path in shipped_recipes()]
 
 
 _KINDS: dict[str, Callable[[], list[str]]] = {

@@ -1,0 +1,140 @@
+"""The command line as a user meets it: help, answers, and one clear sentence for every mistake."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from medmvl.cli import main as command_line
+from medmvl.files import write_json
+
+
+def run(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
+    """Run `medmvl ARGUMENTS` in this process; return status, stdout, stderr."""
+    monkeypatch.setattr(sys, "argv", ["medmvl", *map(str, arguments)])
+    try:
+        command_line.main()
+        status = 0
+    except SystemExit as stop:
+        status = int(stop.code or 0)
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+@pytest.fixture
+def medmvl(capsys, monkeypatch):
+    return lambda *arguments: run(capsys, monkeypatch, *arguments)
+
+
+@pytest.fixture
+def data(tmp_path) -> Path:
+    records = [
+        {
+            "id": f"q{number}",
+            "conversations": [
+                {"from": "human", "value": "<image3d>\nIs there a nodule?"},
+                {"from": "gpt", "value": "Yes."},
+            ],
+            "image3d": [f"{name}.npy"],
+        }
+        for number, name in enumerate("ab")
+    ]
+    path = tmp_path / "data.json"
+    write_json(path, records)
+    return path
+
+
+def test_help_names_every_command_and_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['medmvl', '--help']\n"
+        "from medmvl.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'gradio', 'pydicom', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    commands = ("quickstart", "train", "predict", "score", "ask", "evaluate", "demo", "list", "data", "checkpoint")
+    assert all(name in text for name in commands)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train"],
+        ["predict"],
+        ["evaluate"],
+        ["ask"],
+        ["demo"],
+        ["data", "convert"],
+        ["data", "check"],
+        ["checkpoint", "convert"],
+    ],
+)
+def test_every_command_explains_itself(medmvl, arguments):
+    status, out, _ = medmvl(*arguments, "--help")
+    assert status == 0
+    assert "Usage" in out
+
+
+@pytest.mark.parametrize(
+    "kind", ["encoders", "connectors", "llms", "templates", "geometries", "benchmarks", "datasets", "recipes"]
+)
+def test_list_names_what_there_is(medmvl, kind):
+    status, out, _ = medmvl("list", kind)
+    assert status == 0
+    assert len(out.splitlines()) > 1
+
+
+def test_predict_then_score(medmvl, model_folder, data, media, tmp_path):
+    out, scores = tmp_path / "out.jsonl", tmp_path / "scores.jsonl"
+    common = ["--model", model_folder, "--data", data, "--volume-root", media]
+    status, _, err = medmvl("predict", *common, "--out", out, "--max-new-tokens", "4", "--save-token-ids")
+    assert status == 0, err
+    rows = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [row["id"] for row in rows] == ["q0", "q1"]
+    assert all(len(row["token_ids"]) <= 4 for row in rows)
+    status, _, err = medmvl("score", *common, "--out", scores)
+    assert status == 0, err
+    assert all(json.loads(line)["loss"] > 0 for line in scores.read_text().splitlines())
+
+
+def test_ask_prints_the_answer(medmvl, model_folder, media):
+    question = ["ask", "--model", model_folder, "--image", media / "a.png", "What?", "--max-new-tokens", "4"]
+    status, out, err = medmvl(*question)
+    assert status == 0, err
+    assert out.endswith("\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ask", "--model", "nowhere", "What?"], r"nowhere is not a checkpoint folder"),
+        (["ask", "--model", "{model}", "--image", "missing.png", "What?"], r"image missing\.png does not exist"),
+        (["predict", "--model", "{model}", "--data", "no.json", "--out", "o.jsonl"], r"no\.json does not exist"),
+        (["predict", "--model", "{model}", "--data", "x", "--out", "o", "--control", "blnk"], "Did you mean 'blank'"),
+        (["predict", "--model", "{model}", "--data", "x", "--out", "o", "--dtype", "int3"], "Unknown dtype 'int3'"),
+        (
+            ["predict", "--model", "{model}", "--data", "x", "--out", "o", "--template", "chatlm"],
+            "Did you mean 'chatml'",
+        ),
+        (["list", "encodrs"], "Did you mean 'encoders'"),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_status_2(medmvl, model_folder, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = medmvl(*(argument.format(model=model_folder) for argument in arguments))
+    assert status == 2
+    assert "Traceback" not in err
+    assert pytest.importorskip("re").search(message, err), err
+
+
+def test_debug_shows_where_it_went_wrong(medmvl):
+    from medmvl.errors import CheckpointError
+
+    with pytest.raises(CheckpointError):
+        medmvl("ask", "--model", "nowhere", "What?", "--debug")
