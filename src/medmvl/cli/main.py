@@ -7,6 +7,7 @@ import sys
 import typer
 
 from medmvl.cli import checkpoint, data_check, list_parts, predict
+from medmvl.cli.data_audit import audit as data_audit
 from medmvl.cli.data_cache import cache as data_cache
 from medmvl.cli.data_convert import convert as data_convert
 from medmvl.cli.demo import demo
@@ -33,6 +34,7 @@ app.command("list")(list_parts.list_parts)
 data = _group("Convert, check, show and cache data sets.")
 data.command("convert")(data_convert)
 data.command()(data_check.check)
+data.command("audit")(data_audit)
 data.command("cache")(data_cache)
 app.add_typer(data, name="data")
 

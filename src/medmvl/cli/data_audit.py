@@ -1,0 +1,43 @@
+"""`medmvl data audit`: duplicates and leaks between files of records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def audit(
+    files: Annotated[list[Path], typer.Argument(help="Records files: the splits of one or several data sets.")],
+    media_root: Annotated[
+        Path | None, typer.Option(help="Folder of all media; by default as the report.json beside a file says.")
+    ] = None,
+    pixels: Annotated[bool, typer.Option(help="Read the media; --no-pixels compares ids and paths only.")] = True,
+    distance: Annotated[int, typer.Option(help="Bits of 256 by which near-duplicate images may differ.")] = 15,
+    out: Annotated[Path | None, typer.Option(help="Write the whole account to this JSON file.")] = None,
+) -> None:
+    """Find patients, files, near-duplicate images and records that several files share; exit status 2 if there are any."""
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    from medmvl.data.audit import audit as run_audit
+    from medmvl.files import write_json
+
+    columns = (SpinnerColumn(), TextColumn("{task.completed:.0f} records"), TimeElapsedColumn())
+    with Progress(*columns, transient=True, console=Console(stderr=True)) as progress:
+        task = progress.add_task("records", total=None)
+        result = run_audit(
+            files, media_root=media_root, pixels=pixels, distance=distance, on_record=lambda: progress.advance(task)
+        )
+    if out is not None:
+        write_json(out, result.to_dict())
+    for finding in sorted(result.findings, key=lambda finding: not finding.is_leak):
+        typer.echo(f"{'LEAK' if finding.is_leak else 'repeated'}: {finding.describe()}")
+    if result.unreadable:
+        typer.echo(f"{len(result.unreadable)} media file(s) are missing, e.g. of record {result.unreadable[0]}.")
+    counts = ", ".join(f"{name}: {count}" for name, count in result.records.items())
+    typer.echo(f"{counts} records and {result.media} media files compared.", err=True)
+    if result.leaks:
+        raise typer.Exit(2)
+    typer.echo("No leak between the files.")
