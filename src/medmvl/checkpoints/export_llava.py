@@ -7,6 +7,7 @@ What is outside of that is refused with the reason.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,7 @@ def _write(llava: LlavaForConditionalGeneration, folder: Path) -> None:
     entries = {}
     for name, tensor in state.items():
         published = next(theirs + name.removeprefix(ours) for ours, theirs in _PUBLISHED if name.startswith(ours))
-        entries[published] = Entry(name, tuple(tensor.shape), lambda tensor=tensor: tensor)
+        entries[published] = Entry(name, tuple(tensor.shape), partial(torch.Tensor.detach, tensor))
     write_weights(entries, folder)
     llava.config.architectures = ["LlavaForConditionalGeneration"]
     llava.config.save_pretrained(folder)

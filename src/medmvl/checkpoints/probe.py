@@ -17,15 +17,15 @@ def probe_batch(config: MedMVLConfig, text_tokens: int = 12, seed: int = 0) -> d
     """
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(0, config.text_config.vocab_size, (1, text_tokens), generator=generator)
-    taken = {config.placeholder_id(modality) for modality in config.towers}
-    ids[torch.isin(ids, torch.tensor([token for token in taken if token is not None], dtype=torch.long))] = 0
+    placeholders = {modality: config.placeholder_id(modality) or 0 for modality in config.towers}
+    ids[torch.isin(ids, torch.tensor(list(placeholders.values()), dtype=torch.long))] = 0
     pieces, batch = [ids], {}
     for modality, key in (("image", "pixel_values"), ("volume", "volume_values")):
         if modality in config.towers:
             tower = config.tower(modality)
             shape = (1, tower.encoder_spec.channels, *tower.input_size)
             batch[key] = torch.randn(shape, generator=generator)
-            pieces.insert(0, torch.full((1, count_visual_tokens(tower)), config.placeholder_id(modality)))
+            pieces.insert(0, torch.full((1, count_visual_tokens(tower)), placeholders[modality]))
     input_ids = torch.cat(pieces, dim=1)
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **batch}
 

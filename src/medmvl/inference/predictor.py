@@ -221,10 +221,11 @@ class Predictor:
 
     @property
     def stop_ids(self) -> list[int]:
-        """Token ids that end an answer: the tokenizer's and those the checkpoint's generation config names."""
+        """Token ids that end an answer: the tokenizer's, the chat template's, and those of the generation config."""
         configured = self.model.generation_config.eos_token_id
         known = configured if isinstance(configured, list) else [configured]
-        return sorted({token for token in (*known, self.processor.tokenizer.eos_token_id) if token is not None})
+        own = (self.processor.tokenizer.eos_token_id, *self.processor.stop_token_ids)
+        return sorted({token for token in (*known, *own) if token is not None})
 
     def _answer(self, ids: list[int]) -> Answer:
         return Answer(self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip(), ids)

@@ -65,7 +65,11 @@ class AverageSpec(PoolingSpec):
         """Drop the first axis."""
         if len(grid.shape) != 3:
             raise ModelError(f"The pooling 'average' averages over slices and needs a 3D grid, got {grid}.")
-        return Grid(grid.plane, prefix=grid.prefix if grid.slicewise else 0)
+        if grid.prefix and not grid.slicewise:
+            raise ModelError(
+                f"The pooling 'average' cannot put the class token of the grid {grid} into a slice (select_feature: patch)."
+            )
+        return Grid(grid.plane, prefix=grid.prefix)
 
     def build(self, hidden_size: int, grid: Grid) -> nn.Module:
         """Return the averaging module."""

@@ -123,7 +123,8 @@ class AnyVisionEncoder(EncoderModule):
 
 def _feeds_features(model: nn.Module, name: str) -> bool:
     """Say whether `last_hidden_state` depends on a module: it does not in CNNs, whose norm follows their pooling."""
-    return name == "layernorm" and model.config.model_type not in ("convnext", "convnextv2")
+    kind = getattr(model.config, "model_type", "")
+    return name == "layernorm" and kind not in ("convnext", "convnextv2")
 
 
 def _config(settings: dict[str, Any]) -> PreTrainedConfig:

@@ -6,14 +6,22 @@ inside a generation block is supervised; nothing else ever is.
 
 from __future__ import annotations
 
+import logging
 from importlib import resources
 
 from transformers import PreTrainedTokenizerBase
 
 from medmvl.errors import RecipeError, did_you_mean
 
+logger = logging.getLogger(__name__)
+
 #: Which template speaks an LLM's own chat format, told by a special token that only this format has.
-_NATIVE = (("<|im_start|>", "chatml"), ("<|eot_id|>", "llama3-chat"))
+_NATIVE = (
+    ("<|im_start|>", "chatml"),
+    ("<|eot_id|>", "llama3-chat"),
+    ("<start_of_turn>", "gemma-chat"),
+    ("<|end|>", "phi3-chat"),
+)
 
 #: For base models without a chat format: USER/ASSISTANT lines, closed by the tokenizer's eos token.
 DEFAULT_TEMPLATE = "plain"
@@ -39,4 +47,7 @@ def load_template(name: str) -> str:
 def native_template(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return the name of the template that speaks the tokenizer's own chat format, or of the default one."""
     vocabulary = tokenizer.get_vocab()
-    return next((name for token, name in _NATIVE if token in vocabulary), DEFAULT_TEMPLATE)
+    found = next((name for token, name in _NATIVE if token in vocabulary), None)
+    if found is None:
+        logger.warning("The tokenizer has no chat format that is known: the template %r is used.", DEFAULT_TEMPLATE)
+    return found or DEFAULT_TEMPLATE
