@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import tracemalloc
+import zipfile
 
 import pytest
 
 from medmvl.data.prepare import DATASETS, convert
+from medmvl.data.prepare.seen import SeenIds
 from medmvl.data.prepare.tables import iter_csv, iter_json_array, iter_json_object, iter_xlsx
 from medmvl.errors import DataError
 
@@ -141,3 +143,21 @@ def test_wrong_encodings_and_damaged_tables_are_named(tmp_path) -> None:
     (tmp_path / "bad.xlsx").write_bytes(b"not a workbook")
     with pytest.raises(DataError, match="not a readable .xlsx"):
         list(iter_xlsx(tmp_path / "bad.xlsx"))
+
+
+def test_ids_are_remembered_exactly_across_merges(monkeypatch) -> None:
+    monkeypatch.setattr("medmvl.data.prepare.seen._RECENT", 7)
+    seen = SeenIds()
+    assert all(seen.add(f"id-{number}") for number in range(50))
+    assert not any(seen.add(f"id-{number}") for number in range(50))
+    assert seen.add("another")
+
+
+def test_an_archive_is_not_a_source(tmp_path) -> None:
+    (tmp_path / "half.zip").write_bytes(b"PK\x03\x04 and then the line broke")
+    with pytest.raises(DataError, match="not a whole zip archive"):
+        convert("slake", tmp_path / "half.zip", tmp_path / "out")
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w") as archive:
+        archive.writestr("train.json", "[]")
+    with pytest.raises(DataError, match="Unpack it"):
+        convert("slake", tmp_path / "whole.zip", tmp_path / "out")

@@ -69,7 +69,7 @@ def _split(job: Job, base: Path, split: str, tasks: set[str]) -> Iterator[Record
     if source == "auto":
         source = "vqa" if vqa.is_file() else "csv"
     wanted = tasks if source == "vqa" else tasks - {"report"}
-    labels = _labels(base, split, job)
+    labels = _Labels(base, split, job)
     if wanted:
         for item in iter_json_array(vqa):
             yield from _convert_item(job, item, split, wanted, volumes, labels)
@@ -77,21 +77,29 @@ def _split(job: Job, base: Path, split: str, tasks: set[str]) -> Iterator[Record
         yield from _reports_from_csv(job, base, split, volumes, labels)
 
 
-def _labels(base: Path, split: str, job: Job) -> dict[str, dict[str, int]]:
-    """Return volume name -> 18 labels; a missing table is noted."""
-    file = base / "multi_abnormality_labels" / f"{TABLES[split]['labels']}.csv"
-    if not file.is_file():
-        job.ledger.note(f"No label table {file.name}: the records carry no labels.")
-        return {}
-    table = {}
-    for row in iter_csv(file, ["VolumeName"]):
-        name = row.pop("VolumeName")
-        table[name] = {label: int(float(value or 0)) for label, value in row.items()}
-    return table
+class _Labels:
+    """The 18 labels of every volume, a byte each: the train split has 47,149 of them."""
+
+    def __init__(self, base: Path, split: str, job: Job) -> None:
+        self._names: list[str] = []
+        self._values: dict[str, bytes] = {}
+        file = base / "multi_abnormality_labels" / f"{TABLES[split]['labels']}.csv"
+        if not file.is_file():
+            job.ledger.note(f"No label table {file.name}: the records carry no labels.")
+            return
+        for row in iter_csv(file, ["VolumeName"]):
+            name = row.pop("VolumeName")
+            self._names = list(row)
+            self._values[name] = bytes(int(float(value or 0)) for value in row.values())
+
+    def get(self, volume: str) -> dict[str, int] | None:
+        """Return finding -> 0 or 1 of a volume; None for one that is not in the table."""
+        values = self._values.get(volume)
+        return None if values is None else dict(zip(self._names, values, strict=True))
 
 
 def _convert_item(
-    job: Job, item: Any, split: str, tasks: set[str], volumes: Volumes, labels: dict[str, dict[str, int]]
+    job: Job, item: Any, split: str, tasks: set[str], volumes: Volumes, labels: _Labels
 ) -> Iterator[Record]:
     """Yield the records of one item of the vqa json."""
     if not isinstance(item, dict) or not item.get("conversations"):
@@ -176,9 +184,7 @@ def _shape(
         yield dialog_record(own, history, volume=path, evaluation=evaluation, **extra)
 
 
-def _reports_from_csv(
-    job: Job, base: Path, split: str, volumes: Volumes, labels: dict[str, dict[str, int]]
-) -> Iterator[Record]:
+def _reports_from_csv(job: Job, base: Path, split: str, volumes: Volumes, labels: _Labels) -> Iterator[Record]:
     """Yield report records from the table of reports: "Findings: ... Impression: ..."."""
     file = base / "radiology_text_reports" / f"{TABLES[split]['reports']}.csv"
     for row in iter_csv(file, ["VolumeName", "Findings_EN", "Impressions_EN"]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import medmvl.data.prepare.all  # noqa: F401  (registers the converters)
-from medmvl.data.prepare.base import DATASETS, Converter, Job, Ledger, Record
+from medmvl.data.prepare.base import DATASETS, Converter, Job, Ledger
+from medmvl.data.prepare.seen import SeenIds
 from medmvl.errors import DataError
 from medmvl.files import PathLike, atomic, existing_folder, write_json
 
@@ -66,6 +68,7 @@ def convert(
     converter = DATASETS[name]
     settings = converter.parse_options(options or {})
     file = Path(source) if Path(source).is_file() else None
+    _refuse_archive(file)
     folder = file.parent if file else existing_folder(source, f"source of {name}")
     job = Job(folder, Path(out), settings, Ledger(strict), file)
     job.out.mkdir(parents=True, exist_ok=True)
@@ -78,18 +81,32 @@ def convert(
     return result
 
 
+def _refuse_archive(file: Path | None) -> None:
+    """Say what to do with an archive that was given instead of what is in it."""
+    if (
+        file is None
+        or file.suffix not in (".zip", ".tar", ".tgz", ".gz", ".7z", ".rar")
+        or file.name.endswith(".csv.gz")
+    ):
+        return
+    if file.suffix == ".zip" and not zipfile.is_zipfile(file):
+        raise DataError(f"{file} is not a whole zip archive (half downloaded, or a part of a split one). Get it again.")
+    raise DataError(f"{file} is an archive. Unpack it and give the folder.")
+
+
 def _write_splits(converter: Converter, job: Job, limit: int | None, on_record: Callable[[], None]) -> Counter[str]:
     """Write every split to a temporary file, and rename them all when the last record is written."""
     counts: Counter[str] = Counter()
     handles: dict[str, TextIO] = {}
-    seen: dict[str, set[int]] = {}
+    seen: dict[str, SeenIds] = {}
     with ExitStack() as stack:
         for split, record in converter.run(job):
             if limit is not None and counts[split] >= limit:
                 if all(count >= limit for count in counts.values()) and sum(counts.values()) > 50 * limit:
                     break
                 continue
-            if not _is_new(record, seen.setdefault(split, set()), job.ledger):
+            if not seen.setdefault(split, SeenIds()).add(str(record["id"])):
+                job.ledger.fault("id seen twice in one split", str(record["id"]))
                 continue
             if split not in handles:
                 temporary = stack.enter_context(atomic(job.out / f"{split}.jsonl"))
@@ -98,16 +115,6 @@ def _write_splits(converter: Converter, job: Job, limit: int | None, on_record: 
             counts[split] += 1
             on_record()
     return counts
-
-
-def _is_new(record: Record, seen: set[int], ledger: Ledger) -> bool:
-    """Return whether the id was not seen in its split; 64-bit hashes keep memory at tens of bytes per record."""
-    key = hash(record["id"])
-    if key in seen:
-        ledger.fault("id seen twice in one split", str(record["id"]))
-        return False
-    seen.add(key)
-    return True
 
 
 def _report(converter: Converter, job: Job, result: Conversion) -> dict[str, Any]:
