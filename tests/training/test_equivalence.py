@@ -15,7 +15,7 @@ from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
 
-from .conftest import MODEL
+from .conftest import CONNECTORS, MODEL
 
 TOLERANCE = 1e-5  # relative to the largest gradient; measured 4e-7 in fp32
 
@@ -140,3 +140,42 @@ def test_share_out_keeps_kinds_and_lengths_together():
     assert sorted(i for group in groups for i in group) == list(range(6))
     assert groups[0] == [5]  # the long text alone
     assert share_out([""] * 3, np.array([100.0, 1, 1]), 3) == [[0], [1], [2]]
+
+
+def test_stored_features_stand_for_frozen_encoders(recipe, tmp_path, monkeypatch):
+    from medmvl.models.encoders.vit3d import ViT3D
+    from medmvl.training.features import StoredMedia
+
+    stage = {"train": CONNECTORS | {"llm": "full"}, "lr": 1e-3}
+    train(recipe(stage), tmp_path / "pixels")
+    train(recipe(stage | {"feature_cache": True}), tmp_path / "features")
+    pixels, features = (read_log(tmp_path / name / "log.jsonl") for name in ("pixels", "features"))
+    for a, b in zip(pixels, features, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+    encode = StoredMedia.encode
+    seen = []
+
+    def no_encoder(self, pixels):
+        raise AssertionError("a frozen encoder ran although its features are stored")
+
+    monkeypatch.setattr(StoredMedia, "encode", lambda self, sample: seen.append(sample.id) or encode(self, sample))
+    monkeypatch.setattr(ViT3D, "forward", no_encoder)
+    again = recipe(stage | {"feature_cache": True, "max_steps": 1}, {"train": {"image_encoder": "full"}, "lr": 1e-3})
+    train(again | {"stages": again["stages"][:1], "seed": 3}, _with_features(tmp_path))
+    assert seen
+
+
+def _with_features(folder):
+    """A new run folder that already holds the stored features of an earlier run of the same model."""
+    import shutil
+
+    shutil.copytree(folder / "features" / "features", folder / "again" / "features")
+    return folder / "again"
+
+
+def test_feature_cache_needs_a_frozen_encoder(recipe, tmp_path):
+    from medmvl.errors import RecipeError
+
+    with pytest.raises(RecipeError, match="every encoder trains"):
+        train(recipe({"feature_cache": True}), tmp_path / "run")

@@ -22,6 +22,7 @@ from medmvl.data.mixture import Mixture
 from medmvl.data.sample import Sample
 from medmvl.errors import MedMVLError, RecipeError
 from medmvl.processing import MedMVLProcessor
+from medmvl.training.features import StoredMedia
 from medmvl.training.packing import pack
 
 #: Average length of a token in characters; only balances micro-batches, so a guess is good enough.
@@ -144,12 +145,15 @@ class EncodedRecords(Dataset[dict[str, Any]]):
     Args:
         mixture: the records.
         processor: encodes them.
+        stored: encodes them with stored features instead of pixels.
         cache_bytes: keep encoded samples in memory up to this size, per loader process; worth it for small data sets
             that are seen many times.
     """
 
-    def __init__(self, mixture: Mixture, processor: MedMVLProcessor, cache_bytes: int = 0) -> None:
-        self._mixture, self._processor = mixture, processor
+    def __init__(
+        self, mixture: Mixture, processor: MedMVLProcessor, cache_bytes: int = 0, stored: StoredMedia | None = None
+    ) -> None:
+        self._mixture, self._processor, self._stored = mixture, processor, stored
         self._room = cache_bytes
         self._kept: dict[int, dict[str, Any]] = {}
 
@@ -161,7 +165,8 @@ class EncodedRecords(Dataset[dict[str, Any]]):
             return self._kept[number]
         try:
             sample = self._mixture[number]
-            encoded = {"id": sample.id, **self._processor.encode(sample, train=True)}
+            tensors = self._stored.encode(sample) if self._stored is not None else self._processor.encode(sample)
+            encoded = {"id": sample.id, **tensors}
         except MedMVLError as error:
             return {"error": error}
         size = sum(value.nbytes for value in encoded.values() if isinstance(value, Tensor))

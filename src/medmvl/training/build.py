@@ -14,6 +14,7 @@ from medmvl.errors import ModelError, RecipeError
 from medmvl.imaging import Geometry, geometry
 from medmvl.models import MedMVLConfig, MedMVLForConditionalGeneration
 from medmvl.models.assemble import llm_config, tower_spec
+from medmvl.models.encoders.own import is_own_checkpoint
 from medmvl.processing import ImageProcessor, MedMVLProcessor, Normalisation, VolumeProcessor
 from medmvl.processing.volume3d import GREY_TO_UNIT
 from medmvl.training.recipe import LLMSection, ModelSection, Recipe, TokenizerSection, TowerSection
@@ -99,7 +100,8 @@ def image_processor(tower: TowerSection, config: MedMVLConfig) -> ImageProcessor
     if folder is None:
         return ImageProcessor.for_size(height, width)
     try:
-        settings = dict(ImageProcessor.from_pretrained(folder).settings)
+        own = _own_processor(tower)
+        settings = dict(own.image if own and own.image else ImageProcessor.from_pretrained(folder).settings)
     except OSError as error:
         raise ModelError(
             f"The encoder {folder!r} has no image processor: {str(error).splitlines()[0]} "
@@ -114,7 +116,13 @@ def image_processor(tower: TowerSection, config: MedMVLConfig) -> ImageProcessor
 
 
 def volume_processor(tower: TowerSection, config: MedMVLConfig) -> VolumeProcessor:
-    """Return the volume processor: the tower's geometry at its size, then grey levels to [-1, 1]."""
+    """Return the volume processor: the tower's geometry at its size, then grey levels to [-1, 1].
+
+    An encoder of a MedM-VL checkpoint brings the processor it was trained with, unless the tower names a geometry.
+    """
+    own = _own_processor(tower)
+    if tower.geometry is None and own is not None and own.volume_processor is not None:
+        return own.volume_processor
     settings = tower.geometry if tower.geometry is not None else DEFAULT_GEOMETRY
     chosen = geometry(settings, size=config.tower("volume").input_size)
     channels = config.tower("volume").encoder_spec.channels
@@ -123,6 +131,13 @@ def volume_processor(tower: TowerSection, config: MedMVLConfig) -> VolumeProcess
             f"model.volume: the geometry {chosen.name!r} gives {chosen.channels} channels, the encoder takes {channels}."
         )
     return VolumeProcessor(chosen, normalisation(chosen))
+
+
+def _own_processor(tower: TowerSection) -> MedMVLProcessor | None:
+    """Return the processor of the MedM-VL checkpoint that an encoder is taken from; None if it comes from elsewhere."""
+    folder = tower.encoder.get("init_from")
+    own = folder is not None and is_own_checkpoint(folder)
+    return MedMVLProcessor.from_pretrained(folder) if own else None
 
 
 def normalisation(chosen: Geometry) -> Normalisation:

@@ -62,7 +62,8 @@ class TowerSection(Section):
     """An encoder and its connector, for images or for volumes."""
 
     encoder: dict[str, Any]
-    """Settings of the encoder with its `name` (`medmvl list encoders`); `init_from` starts from a folder or hub name."""
+    """Settings of the encoder with its `name` (`medmvl list encoders`); `init_from` starts from a folder or hub name; of a
+    MedM-VL checkpoint its encoder of that name is taken, with the processor it was trained with."""
     connector: str | dict[str, Any] = "mlp2x_gelu"
     """A projector's name, or {pooling: ..., projector: ...} (`medmvl list connectors`)."""
     size: tuple[int, ...] | None = None
@@ -220,6 +221,9 @@ class StageSection(Section):
     """Lay the samples of a micro-batch end to end instead of padding them; exact, samples do not see each other."""
     supervised_logits: bool = True
     """Run the LLM's head only where there is a label; exact."""
+    feature_cache: bool = False
+    """Run frozen encoders once per image and volume and store their features in the run folder; pays when media are seen
+    several times, in epochs, questions or further runs. Exact."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False

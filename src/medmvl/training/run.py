@@ -25,6 +25,7 @@ from medmvl.training.build import build
 from medmvl.training.callbacks import Bar, SaveAndStop, StageCallback, StepLog, StopSignal, TensorBoard
 from medmvl.training.checkpoints import newest_whole
 from medmvl.training.distributed import barrier, is_main_process, join
+from medmvl.training.features import StoredMedia, store_features
 from medmvl.training.packing import PACKED, attention, supports_packing
 from medmvl.training.phantoms import draw_phantoms
 from medmvl.training.recipe import Recipe, RunSection, StageSection
@@ -183,6 +184,7 @@ def build_trainer(
         mixture, steps, shape, args.process_index, lambda number: cost_of(mixture.sample(number), processor)
     )
     packed = stage.packing and supports_packing(applied.model.language_model)
+    stored = stored_media(stage, folder, applied, processor, mixture, args) if stage.feature_cache else None
     callbacks: list[StageCallback] = [StepLog(folder.log, stage.name), SaveAndStop(stage.save_every)]
     if stage.evaluate is not None:
         held_out = {name: open_dataset(recipe, name) for name in stage.evaluate.data}
@@ -198,7 +200,7 @@ def build_trainer(
         applied,
         args,
         sampler,
-        EncodedRecords(mixture, processor, recipe.run.cache_megabytes * 2**20),
+        EncodedRecords(mixture, processor, recipe.run.cache_megabytes * 2**20, stored),
         BatchMaker(processor, packed, stage.supervised_logits),
         callbacks=list(callbacks),
         keep=stage.keep,
@@ -210,6 +212,30 @@ def build_trainer(
     for callback in callbacks:
         callback.trainer = trainer
     return trainer
+
+
+def stored_media(
+    stage: StageSection,
+    folder: RunFolder,
+    applied: AppliedStage,
+    processor: MedMVLProcessor,
+    mixture: Mixture,
+    args: TrainingArguments,
+) -> StoredMedia:
+    """Run the frozen encoders over the stage's media, each device over its share."""
+    applied.model.to(args.device)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(stage.precision)
+    stored = store_features(
+        applied.model,
+        processor,
+        mixture,
+        folder.root / "features",
+        rank=args.process_index,
+        world=args.world_size,
+        autocast=(lambda: torch.autocast(args.device.type, half)) if half is not None else None,
+    )
+    barrier()
+    return stored
 
 
 def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, steps: int) -> TrainingArguments:

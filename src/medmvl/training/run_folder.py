@@ -30,7 +30,15 @@ from medmvl.training.recipe_io import dump_recipe, read_yaml
 
 #: Keys of a recipe that may change between the start and the resumption of a run: they do not change the result.
 FREE_KEYS = ("run", "description")
-FREE_STAGE_KEYS = ("micro_batch_size", "save_every", "keep", "stop_after_nans", "activation_checkpointing", "compile")
+FREE_STAGE_KEYS = (
+    "micro_batch_size",
+    "save_every",
+    "keep",
+    "stop_after_nans",
+    "activation_checkpointing",
+    "compile",
+    "feature_cache",
+)
 
 
 @dataclass(frozen=True)
