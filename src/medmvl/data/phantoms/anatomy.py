@@ -130,8 +130,7 @@ def _vessels(body: Body, rng: np.random.Generator) -> list[Piece]:
         sign = 1.0 if side == "left" else -1.0
         cx, cy, cz = body.lung_centre(side)
         hilum = (cx - sign * 0.62 * body.lung[0], cy, cz + 0.12 * body.lung[2])
-        shape = body.lung_shape(side)
-        for angle in np.linspace(-1.25, 1.25, 7) + rng.uniform(-0.12, 0.12, 7):
+        for angle in np.linspace(-1.2, 1.2, 6) + rng.uniform(-0.12, 0.12, 6):
             reach = rng.uniform(0.55, 0.8)
             fork = (
                 hilum[0] + sign * body.lung[0] * 0.55 * np.cos(angle),
@@ -143,8 +142,8 @@ def _vessels(body: Body, rng: np.random.Generator) -> list[Piece]:
                 fork[1] + body.lung[1] * rng.uniform(-0.3, 0.3),
                 hilum[2] + body.lung[2] * reach * np.sin(angle),
             )
-            pieces.append(Piece(Capsule(hilum, fork, 2.8), 40.0, within=(shape,)))
-            pieces.append(Piece(Capsule(fork, tip, 1.5), 20.0, within=(shape,)))
+            pieces.append(Piece(Capsule(hilum, fork, 2.8), 40.0))
+            pieces.append(Piece(Capsule(fork, tip, 1.5), 20.0))
     return pieces
 
 

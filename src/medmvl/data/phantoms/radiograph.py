@@ -59,35 +59,31 @@ def expose(anatomy: Sequence[Piece], findings: Sequence[Piece], size: int, rng: 
     # A rim as soft as the ray's step: a sharper one would show the steps as rings.
     grid = replace(Grid.of(shape, spacing), edge=max(spacing[0], 0.75 * spacing[1]))
     volume = np.full(shape, -1000.0, dtype=np.float32)
-    organs = _paint_organs(volume, grid, anatomy, rng)
-    regions = organs | _paint_findings(volume, grid, findings, rng)
+    organs = _paint_organs(volume, grid, anatomy)
+    regions = organs | _paint_findings(volume, grid, findings)
     # Rows grow downwards on a picture and z upwards in the patient; x already grows to the patient's left.
     upright = {name: region[::-1] for name, region in regions.items() if region.any()}
     boxes = {name: bounding_box(region) for name, region in upright.items()}
     return Film(_develop(volume, spacing[1], rng), (spacing[0], spacing[2]), boxes, upright)
 
 
-def _paint_organs(
-    volume: FloatArray, grid: Grid, pieces: Sequence[Piece], rng: np.random.Generator
-) -> dict[str, NDArray[np.bool_]]:
+def _paint_organs(volume: FloatArray, grid: Grid, pieces: Sequence[Piece]) -> dict[str, NDArray[np.bool_]]:
     """Paint in place; return the silhouette (z, x) of what remains visible of each organ after all are painted."""
     owner = np.zeros(volume.shape, dtype=np.uint8)
     names: list[str | None] = [None]
     for piece in pieces:
         if piece.name not in names:
             names.append(piece.name)
-        window, weight = paint(volume, grid, piece, rng)
+        window, weight = paint(volume, grid, piece, None)  # a ray averages texture away
         owner[window][weight > 0.5] = names.index(piece.name)
     return {name: (owner == i).any(axis=1) for i, name in enumerate(names) if name is not None}
 
 
-def _paint_findings(
-    volume: FloatArray, grid: Grid, pieces: Sequence[Piece], rng: np.random.Generator
-) -> dict[str, NDArray[np.bool_]]:
+def _paint_findings(volume: FloatArray, grid: Grid, pieces: Sequence[Piece]) -> dict[str, NDArray[np.bool_]]:
     """Paint in place; return the silhouette (z, x) of each finding."""
     regions: dict[str, NDArray[np.bool_]] = {}
     for piece in pieces:
-        window, weight = paint(volume, grid, piece, rng)
+        window, weight = paint(volume, grid, piece, None)  # a ray averages texture away
         if piece.name is not None:
             region = regions.setdefault(piece.name, np.zeros((volume.shape[0], volume.shape[2]), dtype=np.bool_))
             region[window[0], window[2]] |= (weight > 0.5).any(axis=1)

@@ -244,9 +244,12 @@ class Grid:
 
 
 def paint(
-    volume: FloatArray, grid: Grid, piece: Piece, rng: np.random.Generator
+    volume: FloatArray, grid: Grid, piece: Piece, rng: np.random.Generator | None
 ) -> tuple[tuple[slice, ...], FloatArray]:
-    """Blend `piece` into `volume` (D, H, W) in place; return the window painted and the weights used there."""
+    """Blend `piece` into `volume` (D, H, W) in place; return the window painted and the weights used there.
+
+    Without `rng` the materials are smooth.
+    """
     window = grid.window(piece.shape.bounds())
     part = volume[window]
     if part.size == 0:
@@ -257,8 +260,13 @@ def paint(
     weight = np.broadcast_to(piece.shape.weight(x, y, z, grid.edge), part.shape)
     for limit in piece.within:
         weight = weight * limit.weight(x, y, z, grid.edge)
-    material: FloatArray | np.float32 = np.float32(piece.hu)
-    if piece.rough:
-        material = material + rng.standard_normal(part.shape, dtype=np.float32) * np.float32(piece.rough)
-    part += (material - part) * weight
+    if piece.rough and rng is not None:
+        step = rng.standard_normal(part.shape, dtype=np.float32)
+        step *= np.float32(piece.rough)
+        step += np.float32(piece.hu)
+        step -= part
+    else:
+        step = np.float32(piece.hu) - part
+    step *= weight
+    part += step
     return window, np.asarray(weight, dtype=np.float32)
