@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmvl.data.phantoms import CT_RATE_LABELS, split_patients, write_ct_rate, write_slake
+from medmvl.data.phantoms import CT_RATE_LABELS, split_patients, write_ct_rate, write_medmnist, write_slake
+from medmvl.data.prepare import convert
 from medmvl.errors import DataError
 
 SIZE = (16, 32, 32)
@@ -87,3 +88,17 @@ def test_the_original_release_needs_its_metadata_to_be_in_hounsfield_units(tmp_p
 def test_ct_rate_has_no_third_split(tmp_path) -> None:
     with pytest.raises(DataError, match="splits 'train' and 'valid'"):
         write_ct_rate(tmp_path, {"third": []})
+
+
+def test_medmnist_has_its_arrays_and_goes_through_its_converter(tmp_path) -> None:
+    patients = split_patients(0, {"train": 4, "val": 2, "test": 2}, SIZE, film_size=64)
+    file = write_medmnist(tmp_path / "src", patients, size=64)
+    with np.load(file) as archive:
+        assert archive["train_images"].shape == (4, 64, 64)
+        assert archive["test_labels"].shape == (2, 14)
+    result = convert("medmnist", tmp_path / "src", tmp_path / "out")
+    assert result.counts == {"train": 4, "validation": 2, "test": 2}
+    first = json.loads((tmp_path / "out/train.jsonl").read_text().splitlines()[0])
+    assert first["labels"]["effusion"] == int("pleural effusion" in patients["train"][0].findings)
+    with pytest.raises(DataError, match="sizes 28, 64, 128, 224"):
+        write_medmnist(tmp_path, patients, size=100)

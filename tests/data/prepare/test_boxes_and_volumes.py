@@ -37,7 +37,10 @@ def samed(tmp_path):
     mask(root / f"masks/{names[3]}.png", size=(40, 20))
     mask(root / f"masks/{heart}--0003_000.png")
     mask(root / f"masks/{heart}--0001_000.png", box=(0, 0, 20, 1))
+    eye = "fundus_photography--ichallenge_adam_task2--c--x"
+    mask(root / f"masks/{eye}--0000_000.png", box=(0, 0, 20, 8))  # inverted: the object is the lowest two rows
     index = {
+        f"images/{eye}.png": [f"masks/{eye}--0000_000.png"],
         f"images/{ct}.png": [f"masks/{name}.png" for name in names],
         f"images/{heart}.png": [f"masks/{heart}--0003_000.png", f"masks/{heart}--0001_000.png"],
         "images/ct_00--Lost--c--x_1.png": [],
@@ -47,6 +50,7 @@ def samed(tmp_path):
         "AbdomenCT1K": {"liver": "0000", "kidney": "0001", "spleen": 2},
         "ACDC": {"left_ventricle": 1, "union_all": 3},
         "ACDC_2": {"wrong": 1},
+        "ichallenge_adam_task2": {"optic_disc": 0},
     }
     write_json(root / "SAMed2D_v1_class_mapping_id.json", classes)
     return tmp_path
@@ -55,7 +59,7 @@ def samed(tmp_path):
 def test_samed_masks_become_boxes_and_bad_masks_are_accounted_for(samed, tmp_path) -> None:
     records, result = run("sa-med2d-20m", samed, tmp_path / "out", test_share="1")
     by_object = {(r["object"], r["task"]): r for r in records["test"]}
-    assert set(by_object) == {(o, t) for o in ("liver", "left ventricle") for t in ("refer", "identify")}
+    assert set(by_object) == {(o, t) for o in ("liver", "left ventricle", "optic disc") for t in ("refer", "identify")}
     liver = by_object["liver", "refer"]
     assert question(liver) == "<image>\ngive me the location of liver"
     assert liver["boxes"] == [[4, 2, 6, 3]]
@@ -64,6 +68,7 @@ def test_samed_masks_become_boxes_and_bad_masks_are_accounted_for(samed, tmp_pat
     assert liver["patient"] == "AbdomenCT1K--Case-00--011"  # hyphens inside the case's name
     assert liver["modality"] == "ct_00"
     assert by_object["left ventricle", "identify"]["answer"] == "left ventricle"  # exact data set, not a substring
+    assert by_object["optic disc", "refer"]["boxes"] == [[0, 8, 20, 2]]
     left_out = result.ledger.left_out
     assert left_out["object that occurs more than once in its image"] == 2
     assert left_out["mask of another size than its image"] == 1
@@ -73,9 +78,9 @@ def test_samed_masks_become_boxes_and_bad_masks_are_accounted_for(samed, tmp_pat
 
 def test_samed_options(samed, tmp_path) -> None:
     every, _ = run("sa-med2d-20m", samed / "SAMed2Dv1", tmp_path / "a", instances="all", tasks="refer", test_share="0")
-    assert len(every["train"]) == 4
+    assert len(every["train"]) == 5
     limited, result = run("sa-med2d-20m", samed, tmp_path / "b", min_pixels="19", test_share="0")
-    assert {r["object"] for r in limited["train"]} == {"left ventricle", "kidney"}
+    assert {r["object"] for r in limited["train"]} == {"left ventricle", "kidney", "optic disc"}
     assert result.ledger.left_out["mask that is empty or smaller than asked for"] == 2
 
 

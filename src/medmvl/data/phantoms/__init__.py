@@ -9,6 +9,7 @@ from __future__ import annotations
 from medmvl.data.phantoms.ct_rate import save_nifti, write_ct_rate
 from medmvl.data.phantoms.dicom import write_dicom_radiograph, write_dicom_series
 from medmvl.data.phantoms.findings import CT_RATE_LABELS, FINDINGS, Finding
+from medmvl.data.phantoms.medmnist import write_medmnist
 from medmvl.data.phantoms.phantom import Phantom, draw_patient, split_patients
 from medmvl.data.phantoms.slake import write_slake
 from medmvl.data.phantoms.texts import Question, Report
@@ -26,5 +27,6 @@ __all__ = [
     "write_ct_rate",
     "write_dicom_radiograph",
     "write_dicom_series",
+    "write_medmnist",
     "write_slake",
 ]
