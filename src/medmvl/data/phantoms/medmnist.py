@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -26,7 +27,7 @@ def write_medmnist(root: PathLike, splits: Mapping[str, Iterable[Phantom]], *, s
     """
     if size not in SIZES:
         raise DataError(f"MedMNIST has the sizes {', '.join(map(str, SIZES))}, not {size}.")
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for split, phantoms in splits.items():
         if split not in ("train", "val", "test"):
             raise DataError(f"MedMNIST has the splits 'train', 'val' and 'test', not {split!r}.")
