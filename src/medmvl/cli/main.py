@@ -10,6 +10,7 @@ from medmvl.cli import checkpoint, data_check, list_parts, predict
 from medmvl.cli.data_audit import audit as data_audit
 from medmvl.cli.data_cache import cache as data_cache
 from medmvl.cli.data_convert import convert as data_convert
+from medmvl.cli.data_show import show as data_show
 from medmvl.cli.demo import demo
 from medmvl.cli.evaluate import evaluate
 from medmvl.cli.quickstart import quickstart
@@ -35,6 +36,7 @@ data = _group("Convert, check, show and cache data sets.")
 data.command("convert")(data_convert)
 data.command()(data_check.check)
 data.command("audit")(data_audit)
+data.command("show")(data_show)
 data.command("cache")(data_cache)
 app.add_typer(data, name="data")
 
