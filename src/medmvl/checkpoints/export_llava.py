@@ -98,8 +98,11 @@ def export_llava(source: PathLike, target: PathLike) -> LlavaExport:
     return export
 
 
-def check_expressible(config: MedMVLConfig) -> TransformersVisionSpec:
+def check_expressible(config: MedMVLConfig, *, bias_of_the_head: bool = False) -> TransformersVisionSpec:
     """Return the image encoder's spec if LLaVA can express the model.
+
+    Args:
+        bias_of_the_head: whether the target has a bias on the LLM's head.
 
     Raises:
         CheckpointError: with every reason why not.
@@ -120,7 +123,7 @@ def check_expressible(config: MedMVLConfig) -> TransformersVisionSpec:
         reasons.append(f"its projector is {tower.connector.projector}, and LLaVA's is mlp2x_gelu")
     if tower.input_size != spec.input_size:
         reasons.append(f"it runs at {tower.input_size}, and LLaVA at the encoder's own {spec.input_size}")
-    if config.text_config.model_type in ("phi",):
+    if config.text_config.model_type == "phi" and not bias_of_the_head:
         reasons.append("its LLM's head has a bias, and LLaVA's has none")
     if reasons:
         raise CheckpointError(f"This model cannot be a LLaVA: {'; '.join(reasons)}.")
@@ -245,11 +248,11 @@ def _processor(processor: MedMVLProcessor, spec: TransformersVisionSpec) -> Llav
         vision_feature_select_strategy="default" if spec.select_feature == "patch" and spec.prefix_tokens else "full",
         num_additional_image_tokens=spec.prefix_tokens,
         image_token=IMAGE_PLACEHOLDER,
-        chat_template=_FLATTEN + _without_generation(processor.chat_template),
+        chat_template=_FLATTEN + without_generation(processor.chat_template),
     )
 
 
-def _without_generation(template: str) -> str:
+def without_generation(template: str) -> str:
     """Drop the generation marks: engines other than transformers do not know the tag."""
     for tag in ("{%- generation -%}", "{%- endgeneration -%}", "{% generation %}", "{% endgeneration %}"):
         template = template.replace(tag, "")

@@ -1,0 +1,108 @@
+"""A tokenizer as llama.cpp keeps it: pieces, their kinds, and merges or scores."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from medmvl.errors import CheckpointError
+
+#: Kinds of a piece (`LlamaTokenType` of llama.cpp).
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+
+def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: int, chat_template: str) -> None:
+    """Write the tokenizer's metadata.
+
+    Args:
+        writer: gguf's writer.
+        vocab_size: rows of the LLM's table; ids without a piece are filled up as unused.
+        chat_template: Jinja source without generation marks.
+
+    Raises:
+        CheckpointError: if llama.cpp has no such tokenizer.
+    """
+    facts = json.loads(tokenizer.backend_tokenizer.to_str())
+    model = facts["model"]
+    if model["type"] != "BPE":
+        raise CheckpointError(f"The tokenizer is a {model['type']} model; llama.cpp export knows BPE only.")
+    pieces, kinds = _pieces(tokenizer, facts, vocab_size)
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+    if model.get("byte_fallback"):
+        writer.add_tokenizer_model("llama")
+        writer.add_tokenizer_pre("default")
+        writer.add_token_list(pieces)
+        writer.add_token_scores(_scores(pieces, merges))
+        writer.add_token_types(kinds)
+        writer.add_add_space_prefix(True)
+    else:
+        writer.add_tokenizer_model("gpt2")
+        writer.add_tokenizer_pre(_pre_tokenizer(facts))
+        writer.add_token_list(pieces)
+        writer.add_token_types(kinds)
+        writer.add_token_merges(merges)
+    _add_special(writer, tokenizer)
+    writer.add_chat_template(chat_template)
+
+
+def _pieces(tokenizer: PreTrainedTokenizerBase, facts: dict[str, Any], vocab_size: int) -> tuple[list[str], list[int]]:
+    by_id = {index: piece for piece, index in tokenizer.get_vocab().items()}
+    added = {token["id"]: bool(token["special"]) for token in facts["added_tokens"]}
+    unknown = facts["model"].get("unk_token")
+    pieces, kinds = [], []
+    for index in range(vocab_size):
+        piece = by_id.get(index)
+        if piece is None:
+            pieces.append(f"[PAD{index}]")
+            kinds.append(UNUSED)
+            continue
+        pieces.append(piece)
+        if piece == unknown:
+            kinds.append(UNKNOWN)
+        elif index in added:
+            kinds.append(CONTROL if added[index] else USER_DEFINED)
+        else:
+            kinds.append(BYTE if _is_byte(piece) and facts["model"].get("byte_fallback") else NORMAL)
+    return pieces, kinds
+
+
+def _is_byte(piece: str) -> bool:
+    return len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">")
+
+
+def _scores(pieces: list[str], merges: list[str]) -> list[float]:
+    """Return sentencepiece's scores: the earlier a piece is merged, the higher; single characters come last."""
+    rank: dict[str, int] = {}
+    for index, merge in enumerate(merges):
+        rank.setdefault(merge.replace(" ", ""), index)
+    return [float(-rank.get(piece, len(merges))) for piece in pieces]
+
+
+def _pre_tokenizer(facts: dict[str, Any]) -> str:
+    """Return llama.cpp's name for the way text is split before the merges.
+
+    Raises:
+        CheckpointError: for one that is none of the families in our table.
+    """
+    text = json.dumps(facts.get("pre_tokenizer"))
+    if "p{N}{1,3}" in text:
+        return "llama-bpe"
+    if "p{N}" in text:
+        return "qwen2"
+    if '"Digits"' in text:
+        return "smollm"
+    if '"ByteLevel"' in text:
+        return "gpt-2"
+    raise CheckpointError("The tokenizer splits text in a way that this export cannot name to llama.cpp.")
+
+
+def _add_special(writer: Any, tokenizer: PreTrainedTokenizerBase) -> None:
+    for name in ("bos", "eos", "pad", "unk"):
+        token = getattr(tokenizer, f"{name}_token_id")
+        if token is not None:
+            getattr(writer, f"add_{name}_token_id")(token)
+    begins = tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+    writer.add_add_bos_token(begins)
+    writer.add_add_eos_token(False)
