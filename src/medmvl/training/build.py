@@ -130,7 +130,7 @@ def volume_processor(tower: TowerSection, config: MedMVLConfig) -> VolumeProcess
         raise RecipeError(
             f"model.volume: the geometry {chosen.name!r} gives {chosen.channels} channels, the encoder takes {channels}."
         )
-    return VolumeProcessor(chosen, normalisation(chosen))
+    return VolumeProcessor(chosen, normalisation(chosen, tower.encoder))
 
 
 def _own_processor(tower: TowerSection) -> MedMVLProcessor | None:
@@ -140,14 +140,36 @@ def _own_processor(tower: TowerSection) -> MedMVLProcessor | None:
     return MedMVLProcessor.from_pretrained(folder) if own else None
 
 
-def normalisation(chosen: Geometry) -> Normalisation:
-    """Return what maps a geometry's values to [-1, 1]; values that the geometry normalised itself stay."""
-    if chosen.value_range is None:
+def normalisation(chosen: Geometry, encoder: dict[str, Any]) -> Normalisation:
+    """Return what follows the geometry: grey levels 0..255 become what the encoder was trained on, else [-1, 1].
+
+    A geometry with other values (0..1, or normalised by itself) was made for its encoder, and nothing follows.
+    """
+    if chosen.value_range != (0.0, 255.0):
         return Normalisation()
-    low, high = chosen.value_range
-    if (low, high) == (0.0, 255.0):
+    inner = encoder.get("encoder", encoder)
+    folder = inner.get("init_from", encoder.get("init_from"))
+    if encoder["name"] != "slicewise" or folder is None:
         return GREY_TO_UNIT
-    return Normalisation(mean=(low + high) / 2, std=(high - low) / 2)
+    # The 2D encoder's own mean and spread; a slice has equal channels, so its three means become one.
+    settings = encoder_processor(folder).settings
+    means, spreads = settings.get("image_mean", [0.5]), settings.get("image_std", [0.5])
+    return Normalisation(scale=1 / 255, mean=sum(means) / len(means), std=sum(spreads) / len(spreads))
+
+
+def encoder_processor(folder: str) -> ImageProcessor:
+    """Return the image processor saved with an encoder.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    try:
+        return ImageProcessor.from_pretrained(folder)
+    except OSError as error:
+        raise ModelError(
+            f"The encoder {folder!r} has no image processor: {str(error).splitlines()[0]} "
+            "Put its preprocessor_config.json into the folder."
+        ) from error
 
 
 # --- tokenizers -------------------------------------------------------------------------------------------------

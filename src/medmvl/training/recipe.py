@@ -263,6 +263,8 @@ class RunSection(Section):
     """Data loader processes per device; 0 loads in the training process."""
     prefetch: Count = 4
     """Micro-batches each worker prepares ahead."""
+    volume_cache: str | None = None
+    """Folder made by `medmvl data cache` with the same volume root; volumes in it are not read and prepared again."""
     cache_megabytes: Annotated[int, Field(ge=0)] = 0
     """Keep encoded samples in memory up to this size per loader process; for small data sets seen many times."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

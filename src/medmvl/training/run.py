@@ -90,6 +90,7 @@ def run_stage(recipe: Recipe, stage: StageSection, folder: RunFolder) -> None:
     set_seed(stage_seed(recipe, stage))
     if stage.template is not None:
         processor.with_template(stage.template)
+    use_volume_cache(recipe, stage, processor)
     applied = apply_stage(model, stage)
     mixture = build_mixture(recipe, stage)
     if is_main_process():
@@ -156,6 +157,18 @@ def open_dataset(recipe: Recipe, name: str) -> SampleDataset:
     section = recipe.data[name]
     roots = [recipe.path(root) if root is not None else None for root in (section.image_root, section.volume_root)]
     return SampleDataset(recipe.path(section.path), *roots)
+
+
+def use_volume_cache(recipe: Recipe, stage: StageSection, processor: MedMVLProcessor) -> None:
+    """Let the processor take prepared volumes from the recipe's cache, if it names one.
+
+    Raises:
+        GeometryError: if the cache was made with another geometry.
+    """
+    if recipe.run.volume_cache is None or processor.volume_processor is None:
+        return
+    roots = [open_dataset(recipe, name).volume_root for name in recipe.mixture(stage)]
+    processor.volume_processor.use_cache(recipe.run.volume_cache, roots[0])
 
 
 def total_steps(stage: StageSection, mixture: Mixture) -> int:
