@@ -153,7 +153,7 @@ DATASETS.add(
     Converter(
         name="llava-pretrain",
         title="LLaVA visual instruct pretraining set, 558k (Liu et al., 2023)",
-        licence="Annotations CC BY 4.0-style research release; the images (LAION, CC, SBU) are under their own terms.",
+        licence="Research use; the images (LAION, CC, SBU) are under their own terms.",
         homepage="https://huggingface.co/datasets/liuhaotian/LLaVA-Pretrain",
         layout=f"{PRETRAIN_FILE} and the unpacked images (00000/ ... 00659/), beside it or in images/.",
         run=run_pretrain,

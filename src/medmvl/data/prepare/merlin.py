@@ -1,4 +1,4 @@
-"""Merlin: abdominal CT with findings texts and 30 zero-shot disease labels (Stanford AIMI)."""
+"""Merlin: abdominal CT with findings texts and zero-shot disease labels (Stanford AIMI)."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ MERLIN = DATASETS.add(
         name="merlin",
         title="Merlin abdominal CT (Blankemeier et al., 2024)",
         licence="Stanford AIMI data use agreement: non-commercial research, no redistribution.",
-        homepage="https://stanfordaimi.azurewebsites.net (Merlin abdominal CT dataset)",
+        homepage="the Stanford AIMI portal (form and data use agreement; fetched with azcopy)",
         layout="merlin_data/<study>.nii.gz, reports_final.xlsx and zero_shot_findings_disease_cls.csv.",
         run=run,
         options=MerlinOptions,
