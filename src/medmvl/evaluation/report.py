@@ -83,7 +83,7 @@ def environment() -> jinja2.Environment:
     found = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     found.globals.update(label=label, number=number, interval=interval, plain=plain, place=_place)
     found.globals.update(controls=control_names, signed=lambda value: f"{value:+.3f}", kinds=KINDS)
-    found.globals.update(group_keys=_group_keys)
+    found.globals.update(group_keys=_group_keys, scores_of=_variant_scores)
     return found
 
 
@@ -91,6 +91,11 @@ def _group_keys(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the metric keys that occur in any group, in the order of LABELS."""
     occurring = {key for scores in groups.values() for key in scores}
     return [key for key in LABELS if key in occurring] + sorted(occurring - set(LABELS))
+
+
+def _variant_scores(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return {variant: its metrics} of a comparison's benchmark."""
+    return {name: found["metrics"] for name, found in entry["variants"].items()}
 
 
 def write_details(out: Path, benchmark: str, cases: list[dict[str, Any]]) -> None:

@@ -89,7 +89,7 @@ def score_benchmark(
         "about": benchmark.about,
         "licence": benchmark.licence,
         "headline": benchmark.headline,
-        "synthetic": any(item.record.get("synthetic") for item in items),
+        "synthetic": benchmark.synthetic or any(item.record.get("synthetic") for item in items),
         "model": defined(scores),
         "controls": {name: defined(score_columns(benchmark, theirs)) for name, theirs in blind.items()},
         "image": image_share(benchmark, answers, scores, given),

@@ -117,7 +117,7 @@ def _groups(benchmark: Benchmark, mine: Answers, theirs: Answers) -> dict[str, d
             compared = _metrics(benchmark, *parts).get(benchmark.headline)
             if compared:
                 result.setdefault(key, {})[value] = compared
-    return result
+    return {key: values for key, values in result.items() if len(values) > 1}
 
 
 def _only(run: Answers, key: str, value: str) -> Answers:

@@ -10,13 +10,14 @@ from medmvl.evaluation.published import filled_tables
 CONTROL_ORDER = ("blank", "shuffled", "text_only", "majority")
 
 
-def percent_free(entry: Mapping[str, Any] | None) -> str:
-    """Return "0.873 [0.81, 0.93]" for an entry of results.json; a dash where there is none."""
+def score_text(entry: Mapping[str, Any] | None, *, signed: bool = False) -> str:
+    """Return "0.873 [0.81, 0.93]" for an entry of results.json, with signs if wanted; a dash where there is none."""
     if entry is None:
         return "–"
+    sign = "+" if signed else ""
     interval = entry.get("ci95")
-    shown = f"{entry['value']:.3f}"
-    return shown if interval is None else f"{shown} [{interval[0]:.2f}, {interval[1]:.2f}]"
+    shown = f"{entry['value']:{sign}.3f}"
+    return shown if interval is None else f"{shown} [{interval[0]:{sign}.2f}, {interval[1]:{sign}.2f}]"
 
 
 def control_names(entry: Mapping[str, Any]) -> list[str]:
@@ -25,12 +26,8 @@ def control_names(entry: Mapping[str, Any]) -> list[str]:
 
 
 def image_text(share: Mapping[str, Any] | None) -> str:
-    """Return "+0.41 [0.33, 0.49]" : model minus its strongest control; a dash without a model control."""
-    if share is None:
-        return "–"
-    interval = share["ci95"]
-    shown = f"{share['gain']:+.3f}"
-    return shown if interval is None else f"{shown} [{interval[0]:+.2f}, {interval[1]:+.2f}]"
+    """Return "+0.41 [+0.33, +0.49]": model minus its strongest control; a dash without a model control."""
+    return score_text(share and {"value": share["gain"], "ci95": share["ci95"]}, signed=True)
 
 
 def benchmark_rows(entry: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -39,8 +36,8 @@ def benchmark_rows(entry: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
     header = ["metric", "n", "model", *(name.replace("_", " ") for name in controls), "owed to the image"]
     rows = []
     for key, score in entry["model"].items():
-        cells = [percent_free(entry["controls"][name].get(key)) for name in controls]
-        rows.append([key, str(score["n"]), percent_free(score), *cells, image_text(entry["image"].get(key))])
+        cells = [score_text(entry["controls"][name].get(key)) for name in controls]
+        rows.append([key, str(score["n"]), score_text(score), *cells, image_text(entry["image"].get(key))])
     return header, rows
 
 
@@ -53,7 +50,7 @@ def markdown_table(results: Mapping[str, Any]) -> str:
         parts += [f"## {name}: {entry['title']}", "", entry["about"], ""]
         if entry.get("synthetic"):
             parts += ["**Synthetic data: no number here is a clinical claim.**", ""]
-        parts += [_line(header), _line(["---"] * len(header)), *map(_line, rows), ""]
+        parts += [line(header), line(["---"] * len(header)), *map(line, rows), ""]
         parts += [
             f"{counts['records']} records of {counts['patients']} patients; {counts['empty_predictions']} empty answers. "
             "Brackets: 95 % bootstrap interval over patients. Owed to the image: model minus its strongest control.",
@@ -65,10 +62,11 @@ def markdown_table(results: Mapping[str, Any]) -> str:
     for table in filled_tables(results):
         header = ["row", *table["columns"], "how it is scored"]
         rows = [[f"**{r['name']}**" if r["own"] else r["name"], *r["cells"], r["note"]] for r in table["rows"]]
-        parts += [f"## {table['title']}", "", _line(header), _line(["---"] * len(header)), *map(_line, rows), ""]
+        parts += [f"## {table['title']}", "", line(header), line(["---"] * len(header)), *map(line, rows), ""]
         parts += [*(f"- {note}" for note in table["notes"]), ""]
     return "\n".join(parts)
 
 
-def _line(cells: list[str]) -> str:
+def line(cells: list[str]) -> str:
+    """Return a row of a Markdown table."""
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -52,6 +52,7 @@ class Benchmark:
         licence: of the data.
         belongs: which records of those files are its questions; the others are counted, not scored.
         profile: name of the scorer profile its columns come from.
+        synthetic: whether the data are drawn, so that no number is a clinical claim.
         groups: record keys that the report breaks the scores down by.
     """
 
@@ -64,6 +65,7 @@ class Benchmark:
     licence: str
     belongs: Where = everything
     profile: str | None = None
+    synthetic: bool = False
     groups: tuple[str, ...] = ("task", "question_type", "content_type", "answer_type", "modality")
 
     def __post_init__(self) -> None:

@@ -55,6 +55,7 @@ PHANTOM_2D = BENCHMARKS.add(
         headline="closed_accuracy",
         files=usual_files("phantom-2d", "test", also=("slake",)),
         licence=LICENCE,
+        synthetic=True,
     ),
 )
 PHANTOM_CT = BENCHMARKS.add(
@@ -68,5 +69,6 @@ PHANTOM_CT = BENCHMARKS.add(
         headline="closed_accuracy",
         files=usual_files("phantom-ct", "test") + usual_files("ct-rate", "valid"),
         licence=LICENCE,
+        synthetic=True,
     ),
 )
