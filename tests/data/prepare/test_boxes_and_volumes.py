@@ -227,6 +227,8 @@ def test_own_workbook_with_reports_and_a_split_by_patient(tmp_path) -> None:
     assert patients["train"]
     assert patients["test"]
     assert not patients["train"] & patients["test"]
+    assert len(patients["train"] | patients["test"]) == 10
+    assert "P1" not in (tmp_path / "out/train.jsonl").read_text()
     assert records["test"][0]["age"] == "40"
     assert question(records["train"][0]) == "<image>\nDescribe it."
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import zlib
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,7 @@ def _record(job: Job, table: Path, row: dict[str, Any], number: int, kept: list[
     if not question or not answer:
         job.ledger.fault("empty question or answer", f"row {number}")
         return None
-    patient = _text(row, options.patient) or None
+    patient = _pseudonym(_text(row, options.patient))
     split = _text(row, options.split) or _draw_split(patient or identifier, options.test_share)
     paths: dict[str, list[str]] = {}
     for key, column in (("image", options.image), ("image3d", options.volume)):
@@ -103,6 +104,14 @@ def _record(job: Job, table: Path, row: dict[str, Any], number: int, kept: list[
 def _text(row: dict[str, Any], column: str | None) -> str:
     value = row.get(column) if column else None
     return "" if value is None else str(value).strip()
+
+
+def _pseudonym(name: str) -> str | None:
+    """Return a digest that stands for a patient: records and predictions must not carry names or numbers of people.
+
+    It keeps rows of one person together; it is no anonymisation, as someone with a list of all numbers could match them.
+    """
+    return f"p{hashlib.blake2b(name.encode(), digest_size=6).hexdigest()}" if name else None
 
 
 def _draw_split(key: str, test_share: float) -> str:
