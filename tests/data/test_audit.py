@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,12 +17,19 @@ from medmvl.data.prepare import convert
 from medmvl.errors import DataError
 
 
-@pytest.fixture
-def slake(tmp_path):
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory):
     """Converted phantoms: a folder with train, validation and test, and its media below raw/."""
-    write_slake(tmp_path / "raw", split_patients(0, {"train": 6, "val": 2, "test": 4}, (16, 32, 32)))
-    convert("slake", tmp_path / "raw", tmp_path / "data")
-    return tmp_path
+    root = tmp_path_factory.mktemp("drawn")
+    write_slake(root / "raw", split_patients(0, {"train": 6, "val": 2, "test": 4}, (16, 32, 32)))
+    convert("slake", root / "raw", root / "data")
+    return root
+
+
+@pytest.fixture
+def slake(drawn, tmp_path):
+    """A copy of them to spoil."""
+    return Path(shutil.copytree(drawn, tmp_path / "copy"))
 
 
 def files(root):
