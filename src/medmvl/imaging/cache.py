@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,8 +20,6 @@ import torch
 from medmvl.errors import GeometryError, ImagingError
 from medmvl.files import PathLike, atomic, existing_folder, read_json, write_json
 from medmvl.imaging.geometry import Geometry
-
-logger = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -163,7 +160,8 @@ class CacheReader:
     Args:
         folder: made by `medmvl data cache`.
         geometry: the model's; None reads whatever is there.
-        root: the folder below which the sources' paths are taken (the volume root of the data file).
+        root: the folder below which the sources' paths are taken (the volume root of the data file); a cache serves
+            one root.
 
     Raises:
         GeometryError: with both hashes, if the cache was made with another geometry.
@@ -192,7 +190,6 @@ class CacheReader:
                 self._places[key], self._fingerprints[key] = (number, index), Fingerprint(**row)
         self._arrays: dict[int, np.ndarray] = {}
         self._fresh: set[str] = set()
-        self._missed = False
 
     def __len__(self) -> int:
         return len(self._places)
@@ -224,9 +221,6 @@ class CacheReader:
         """
         key = key_of(source, self.root)
         if key not in self._places:
-            if not self._missed:
-                logger.warning("A volume is not in the cache %s; such volumes are read from their files.", self.folder)
-            self._missed = True
             return None
         if key not in self._fresh:
             path = Path(source)

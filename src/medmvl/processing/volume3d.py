@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from torch import Tensor
 from medmvl.files import PathLike
 from medmvl.imaging import Geometry, Volume, read_volume
 from medmvl.imaging.cache import CacheReader
+
+logger = logging.getLogger(__name__)
 
 #: A volume as users hand it over: a path, a volume of ours, an array in Hounsfield units, or a prepared tensor.
 VolumeLike = str | Volume | np.ndarray | Tensor
@@ -53,10 +56,13 @@ class VolumeProcessor:
     def __init__(self, geometry: Geometry, normalisation: Normalisation = GREY_TO_UNIT) -> None:
         self.geometry = geometry
         self.normalisation = normalisation
-        self.cache: CacheReader | None = None
+        self._caches: list[CacheReader] = []
+        self._missed = False
 
     def use_cache(self, folder: PathLike, root: PathLike | None = None) -> None:
         """Take volumes given as paths from a cache made by `medmvl data cache`; others are read as before.
+
+        May be called for several caches, or for several roots.
 
         Args:
             root: the volume root under which the cache was made.
@@ -64,7 +70,7 @@ class VolumeProcessor:
         Raises:
             GeometryError: with both hashes, if the cache was made with another geometry.
         """
-        self.cache = CacheReader(folder, self.geometry, root)
+        self._caches.append(CacheReader(folder, self.geometry, root))
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> VolumeProcessor:
@@ -87,5 +93,11 @@ class VolumeProcessor:
             volume = Volume.from_array(volume, units="HU")
         if not isinstance(volume, str):
             return self.geometry(volume)
-        cached = self.cache.tensor(volume) if self.cache is not None else None
-        return cached if cached is not None else self.geometry(read_volume(volume))
+        for cache in self._caches:
+            cached = cache.tensor(volume)
+            if cached is not None:
+                return cached
+        if self._caches and not self._missed:
+            logger.warning("A volume is in no cache; such volumes are read from their files.")
+            self._missed = True
+        return self.geometry(read_volume(volume))

@@ -167,8 +167,8 @@ def use_volume_cache(recipe: Recipe, stage: StageSection, processor: MedMVLProce
     """
     if recipe.run.volume_cache is None or processor.volume_processor is None:
         return
-    roots = [open_dataset(recipe, name).volume_root for name in recipe.mixture(stage)]
-    processor.volume_processor.use_cache(recipe.run.volume_cache, roots[0])
+    for root in dict.fromkeys(open_dataset(recipe, name).volume_root for name in recipe.mixture(stage)):
+        processor.volume_processor.use_cache(recipe.run.volume_cache, root)
 
 
 def total_steps(stage: StageSection, mixture: Mixture) -> int:
