@@ -139,6 +139,7 @@ def _build(
     export: LlavaExport,
 ) -> LlavaForConditionalGeneration:
     text = model.config.text_config.to_dict()
+    text["architectures"] = [type(model.language_model).__name__]  # by which vLLM and SGLang choose the LLM's class
     rows = text["vocab_size"]
     if tokens > rows:
         text["vocab_size"] = -(-tokens // _ROWS) * _ROWS

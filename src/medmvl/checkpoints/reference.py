@@ -224,7 +224,7 @@ def _add_generation(source: Source, llm_folder: Path, facts: ReferenceFacts, wan
         return
     text = ", ".join(f"{key} {value}" for key, value in settings.items())
     if wanted:
-        source.generation.update(settings)
+        source.generation.update(settings, do_sample=bool(stored.get("do_sample", False)))
         source.notes.append(f"Generation follows the LLM's generation_config.json: {text}.")
     elif facts.legacy:
         source.notes.append(

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
+from transformers.generation.logits_process import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from transformers.modeling_outputs import ModelOutput
 
 from medmvl.errors import CheckpointError, ModelError
@@ -198,19 +199,36 @@ class MedMVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Generate as every transformers model does; returns prompt and new tokens, (B, T + new).
 
         Media are encoded once, before the search, so that beams share them and rows with several images keep their
-        own when rows are repeated.
+        own when rows are repeated. Rules about repetition (penalty, n-grams) look at the answer alone, not at the prompt:
+        a model must be free to say the words of the question, and the answer must not depend on its neighbours.
         """
         input_ids = kwargs.pop("input_ids", inputs)
         media = {key: kwargs.pop(key, None) for key in MEDIA_INPUTS}
-        if input_ids is None or all(value is None for value in media.values()):
-            return super().generate(input_ids, **kwargs)
-        # Sampling rules such as a repetition penalty look prompt ids up in the logits.
-        known_ids = without_placeholders(input_ids, self.config.text_config.vocab_size)
-        result = super().generate(known_ids, inputs_embeds=self.embed(input_ids, **media), **kwargs)
-        sequences = result if isinstance(result, Tensor) else result.sequences
-        prompt = input_ids.repeat_interleave(sequences.shape[0] // input_ids.shape[0], dim=0)
-        sequences[:, : input_ids.shape[1]] = prompt
+        if input_ids is None or kwargs.get("past_key_values") is not None:
+            return super().generate(input_ids, **kwargs, **{k: v for k, v in media.items() if v is not None})
+        if kwargs.get("attention_mask") is None:
+            kwargs["attention_mask"] = torch.ones_like(input_ids)
+        self._penalise_the_answer_alone(kwargs)
+        result = super().generate(inputs_embeds=self.embed(input_ids, **media), **kwargs)
+        new = result if isinstance(result, Tensor) else result.sequences
+        prompt = input_ids.repeat_interleave(new.shape[0] // input_ids.shape[0], dim=0)
+        sequences = torch.cat([prompt, new], dim=1)
+        if isinstance(result, Tensor):
+            return sequences
+        result.sequences = sequences
         return result
+
+    def _penalise_the_answer_alone(self, arguments: dict[str, Any]) -> None:
+        """Replace `repetition_penalty` by the same rule of our own.
+
+        Without prompt ids, transformers 5.23 still skips as many tokens as the prompt has padding: new ones.
+        """
+        settings = arguments.get("generation_config") or self.generation_config
+        penalty = arguments.pop("repetition_penalty", None) or settings.repetition_penalty
+        if penalty is not None and penalty != 1.0:
+            own = RepetitionPenaltyLogitsProcessor(float(penalty))
+            arguments["logits_processor"] = LogitsProcessorList([*(arguments.get("logits_processor") or []), own])
+            arguments["repetition_penalty"] = 1.0
 
     @classmethod
     def from_parts(cls, llm: Any, **parts: Any) -> MedMVLForConditionalGeneration:
