@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,13 @@ import pytest
 import torch
 from PIL import Image as PILImage
 
+import medmvl.training.run  # noqa: F401  (before gc.freeze)
 from medmvl.data.formats import write_records
 
 # Tiny tensors: more threads only wait for each other.
 torch.set_num_threads(1)
+# accelerate collects garbage at every start; what was imported need not be walked through each time (0.4 s).
+gc.freeze()
 
 MODEL = {
     "llm": {

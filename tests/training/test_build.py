@@ -6,6 +6,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import (
     AutoModelForCausalLM,
     CLIPImageProcessorPil,
@@ -132,6 +133,26 @@ def test_an_encoder_without_its_image_processor_is_refused(recipe, folders, tmp_
     settings["model"]["image"] = {"encoder": {"name": "clip", "init_from": str(bare)}}
     with pytest.raises(ModelError, match="preprocessor_config.json"):
         build(load_recipe(settings))
+
+
+def test_encoders_of_a_checkpoint_start_another_model_and_keep_their_preprocessing(recipe, tmp_path):
+    from medmvl.training.run import train
+
+    settings = recipe({"max_steps": 1})
+    settings["model"]["volume"]["geometry"] = "m3d"
+    first = train(settings, tmp_path / "a")
+    again = recipe({})
+    for tower in ("image", "volume"):
+        name = again["model"][tower]["encoder"]["name"]
+        again["model"][tower] = {"encoder": {"name": name, "init_from": str(first)}}
+    model, processor = build(load_recipe(again))
+    source = load_file(first / "model.safetensors")
+    encoders = {name: value for name, value in model.state_dict().items() if ".encoder." in name and "towers" in name}
+    assert encoders
+    assert all(torch.equal(source[name], value) for name, value in encoders.items())
+    assert processor.volume_processor.geometry.name == "m3d"
+    assert processor.volume_processor.normalisation.scale == 1
+    assert processor.image["size"] == {"height": 16, "width": 16}
 
 
 def test_volumes_come_from_a_cache_of_the_same_geometry(recipe, data_folder, tmp_path):
