@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from medmvl.data.phantoms import CT_RATE_LABELS, split_patients, write_ct_rate
-from medmvl.errors import DataError
+from medmvl.data.prepare import convert
 from medmvl.imaging import read_volume
 
 from .helpers import question, run, write_json
@@ -130,12 +130,41 @@ def test_the_original_release_is_written_in_hounsfield_units_with_true_spacing(t
     assert np.array_equal(np.asarray(volume.array, dtype=int), phantom.volume.astype(int))
 
 
-def test_a_fixed_release_that_is_not_in_hounsfield_units_is_not_believed(source, tmp_path) -> None:
-    file = source / "dataset/train_fixed/train_1/train_1_a/train_1_a_1.nii.gz"
-    image = nibabel.load(file)
-    nibabel.save(nibabel.Nifti1Image(np.asarray(image.dataobj) + np.int16(1024), image.affine), file)
-    with pytest.raises(DataError, match="not in HU"):
-        run("ct-rate", source, tmp_path / "out")
+def shift(split_folder) -> None:
+    """Store raw values under the right headers, as a fixed release might."""
+    for file in split_folder.rglob("*.nii.gz"):
+        image = nibabel.load(file)
+        shifted = np.asarray(image.dataobj) + np.int16(1024)
+        nibabel.save(nibabel.Nifti1Image(shifted, image.affine), file)
+
+
+def test_a_fixed_release_that_is_not_in_hounsfield_units_is_rescaled_and_said(source, tmp_path) -> None:
+    shift(source / "dataset/train_fixed")
+    records, result = run("ct-rate", source, tmp_path / "out", tasks="report")
+    phantom = split_patients(0, {"train": 2}, SIZE)["train"][0]
+    for split in ("train", "valid"):  # one root for both, though only one needed it
+        volume = read_volume(result.media_root / records[split][0]["image3d"][0])
+        assert volume.units == "HU"
+        assert np.allclose(volume.spacing, phantom.spacing, atol=1e-3)
+    assert result.media_root == tmp_path / "out"
+    assert any("slope and intercept of the metadata table were applied" in note for note in result.ledger.notes)
+
+
+def test_without_a_metadata_table_volumes_are_used_as_they_are_and_that_is_said(source, tmp_path) -> None:
+    shift(source / "dataset/valid_fixed")
+    for file in (source / "dataset/metadata").glob("*.csv"):
+        file.unlink()
+    result = convert("ct-rate", source, tmp_path / "out")
+    assert result.media_root == source
+    assert any("may not be in HU" in note for note in result.ledger.notes)
+
+
+def test_an_unreadable_original_volume_is_a_fault(tmp_path) -> None:
+    source = write_ct_rate(tmp_path / "src", split_patients(0, {"train": 2}, SIZE), fixed=False)
+    (source / "dataset/train/train_1/train_1_a/train_1_a_1.nii.gz").write_bytes(b"half")
+    records, result = run("ct-rate", source, tmp_path / "out", tasks="report")
+    assert len(records["train"]) == 1
+    assert sum(result.ledger.faults.values()) == 1
 
 
 def test_ready_npy_volumes_are_found_by_folder(source, tmp_path) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from medmvl.data.prepare.base import DATASETS, Converter, Job, Options, Record, Rows, dialog_record, yes_or_no
+from medmvl.data.prepare.ct_rate_release import find_release
 from medmvl.data.prepare.ct_rate_volumes import Volumes
 from medmvl.data.prepare.tables import iter_csv, iter_json_array
 from medmvl.errors import DataError
@@ -55,15 +56,17 @@ def run(job: Job) -> Rows:
     if unknown:
         raise DataError(f"CT-RATE has no task {sorted(unknown)}. Allowed: {', '.join(TASKS.values())}.")
     job.ledger.note("The 18 labels are predictions of a text classifier from the reports, not manual labels.")
-    for split in TABLES:
-        if not any((base / f"{split}{suffix}").is_dir() for suffix in ("", "_fixed")):
-            job.ledger.note(f"No volumes of the split {split!r}; it was not converted.")
-            continue
-        yield from ((split, record) for record in _split(job, base, split, tasks))
+    found = {split: find_release(job, base, split) for split in TABLES}
+    releases = {split: release for split, release in found.items() if release is not None}
+    if not releases:
+        raise DataError(f"{job.source} holds no volumes. {CT_RATE.layout}")
+    export = any(release.kind != "ready" for release in releases.values())
+    for split, release in releases.items():
+        volumes = Volumes(job, base, split, release, export=export)
+        yield from ((split, record) for record in _split(job, base, split, tasks, volumes))
 
 
-def _split(job: Job, base: Path, split: str, tasks: set[str]) -> Iterator[Record]:
-    volumes = Volumes(job, base, split)
+def _split(job: Job, base: Path, split: str, tasks: set[str], volumes: Volumes) -> Iterator[Record]:
     vqa = base / "vqa" / f"{split}_vqa.json"
     source = job.options.reports
     if source == "auto":

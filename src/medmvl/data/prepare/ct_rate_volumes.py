@@ -1,46 +1,37 @@
-"""Where the volumes of CT-RATE are, which of them to use, and what the original release needs to be in HU."""
+"""The volumes of CT-RATE: from the names in its tables to the paths in the records."""
 
 from __future__ import annotations
 
-import ast
-import math
+import os
+import shutil
 from pathlib import Path
 
 import nibabel
 import numpy as np
 
 from medmvl.data.prepare.base import Job
-from medmvl.data.prepare.tables import iter_csv
-from medmvl.errors import DataError
+from medmvl.data.prepare.ct_rate_release import UNREADABLE, Release, Rescale
 from medmvl.files import atomic
 
-_METADATA = {"train": "train_metadata", "valid": "validation_metadata"}
 _SUFFIXES = (".nii.gz", ".npy", ".npz", ".nii")
 
 
 class Volumes:
-    """The volumes of one split: name in the tables -> path in the records.
+    """The volumes of one split.
 
-    The `*_fixed` release is used as it is. The original release stores raw values under headers that are not to be
-    trusted: its volumes are written below `out/volumes` in HU with the spacing of the metadata table, and the records
-    name those.
+    Args:
+        job: the conversion.
+        base: the folder that holds metadata/.
+        split: "train" or "valid".
+        release: what the volumes are.
+        export: write all volumes below `out/volumes` (those that need it corrected, the others linked), because the
+            paths of one conversion have one root.
     """
 
-    def __init__(self, job: Job, base: Path, split: str) -> None:
-        self._job, self._base, self._split = job, base, split
-        fixed = base / f"{split}_fixed"
-        wanted = job.options.volumes
-        ready = job.options.folder
-        self._fixed = bool(ready) or (fixed.is_dir() if wanted == "auto" else wanted == "fixed")
-        self._folder = base / ready.format(split=split) if ready else fixed if self._fixed else base / split
-        if not self._folder.is_dir():
-            raise DataError(
-                f"{self._folder} does not exist. Choose --set volumes=auto, fixed or original, or --set folder=."
-            )
-        self._excluded = self._read_excluded()
-        self._rescale = {} if self._fixed else self._read_metadata()
+    def __init__(self, job: Job, base: Path, split: str, release: Release, *, export: bool) -> None:
+        self._job, self._release, self._export = job, release, export
+        self._excluded = _read_excluded(base / "metadata" / f"no_chest_{split}.txt")
         self._known: dict[str, str | None] = {}
-        self._checked_units = False
 
     def path(self, name: str) -> str | None:
         """Return the path of a volume for a record; None, accounted for, if it is not to be used or not there."""
@@ -63,80 +54,64 @@ class Volumes:
         if self._job.options.reconstructions == "first" and parts[3] != "1":
             ledger.leave_out("further reconstruction of a scan")
             return None
-        folder = self._folder / "_".join(parts[:2]) / "_".join(parts[:3])
-        suffixes = _SUFFIXES if self._fixed else (".nii.gz", ".nii")
-        file = next((folder / f"{stem}{s}" for s in suffixes if (folder / f"{stem}{s}").is_file()), None)
+        folder = self._release.folder / "_".join(parts[:2]) / "_".join(parts[:3])
+        file = next((folder / f"{stem}{s}" for s in _SUFFIXES if (folder / f"{stem}{s}").is_file()), None)
         if file is None:
             ledger.fault("volume is missing", name)
             return None
-        if not self._fixed:
-            return self._correct(file, stem)
-        self._note_units(file)
-        return file.relative_to(self._job.source).as_posix()
+        return self._place(file, stem) if self._export else file.relative_to(self._job.source).as_posix()
 
-    def _note_units(self, file: Path) -> None:
-        """Look at the first volume: the published facts do not say whether the fixed release is in HU already."""
-        if self._checked_units or file.suffix not in (".gz", ".nii"):
-            return
-        self._checked_units = True
-        image = nibabel.load(file)
-        middle = np.asanyarray(image.dataobj[..., image.shape[2] // 2])  # type: ignore[attr-defined]
-        if middle.min() >= 0:
-            raise DataError(
-                f"{file.name} holds no value below 0, so the volumes under {self._folder.name}/ are not in HU. "
-                "Convert the original release with --set volumes=original, which applies the metadata table."
-            )
-        self._job.ledger.note(
-            f"{self._folder.name}/ is taken to be in HU: its first volume goes down to {middle.min():g}."
-        )
-
-    def _read_excluded(self) -> set[str]:
-        """Return the stems that are no chest CT; a line may hold a whole path."""
-        file = self._base / "metadata" / f"no_chest_{self._split}.txt"
-        if not file.is_file():
-            return set()
-        lines = file.read_text(encoding="utf-8").split()
-        return {line.replace("\\", "/").rsplit("/", 1)[-1].split(".")[0] for line in lines}
-
-    def _read_metadata(self) -> dict[str, tuple[float, float, tuple[float, float, float]]]:
-        """Return stem -> (slope, intercept, spacing (x, y, z) mm) for the original release."""
-        file = self._base / "metadata" / f"{_METADATA[self._split]}.csv"
-        columns = ["VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing"]
-        table = {}
-        for row in iter_csv(file, columns):
-            x, y = ast.literal_eval(row["XYSpacing"] or "[1.0, 1.0]")
-            z = float(row["ZSpacing"] or "nan")
-            if math.isnan(z):
-                self._job.ledger.note("Volumes without a ZSpacing are taken to be 1 mm apart, as CT-CHAT does.")
-                z = 1.0
-            slope, intercept = float(row["RescaleSlope"] or 1), float(row["RescaleIntercept"] or 0)
-            table[row["VolumeName"].split(".")[0]] = (slope, intercept, (float(x), float(y), z))
-        return table
-
-    def _correct(self, file: Path, stem: str) -> str | None:
-        """Write the volume in HU with its true spacing below `out`; return its path from there."""
-        if stem not in self._rescale:
-            self._job.ledger.fault("volume has no row in the metadata table", file.name)
-            return None
-        target = self._job.out / "volumes" / file.relative_to(self._base)
-        relative = target.relative_to(self._job.out).as_posix()
+    def _place(self, file: Path, stem: str) -> str | None:
+        """Bring the volume below `out/volumes`, in HU; return its path from `out`."""
+        inside = Path("volumes") / self._release.folder.name / file.relative_to(self._release.folder)
+        target = self._job.out / inside
         self._job.ledger.exported = True
         if target.is_file():
-            return relative
-        slope, intercept, spacing = self._rescale[stem]
-        try:
-            image = nibabel.load(file)
-            stored = np.asanyarray(image.dataobj)  # type: ignore[attr-defined]
-        except (OSError, EOFError, nibabel.filebasedimages.ImageFileError, ValueError) as error:
-            self._job.ledger.fault(f"volume is not readable ({type(error).__name__})", file.name)
+            return inside.as_posix()
+        if self._release.kind == "ready" or file.suffix in (".npy", ".npz"):
+            _link(file, target)
+        elif stem not in self._release.rescale:
+            self._job.ledger.fault("volume has no row in the metadata table", file.name)
             return None
-        hounsfield = np.clip(np.rint(stored * np.float32(slope) + np.float32(intercept)), -32768, 32767).astype(
-            np.int16
-        )
-        # The sides of the axes are kept from the header; only the step along each axis is replaced.
-        directions = image.affine[:3, :3] / np.linalg.norm(image.affine[:3, :3], axis=0)  # type: ignore[attr-defined]
-        affine = np.eye(4)
-        affine[:3, :3] = directions * np.array(spacing)
+        else:
+            try:
+                save_hounsfield(file, target, self._release.rescale[stem], keep_spacing=self._release.kind == "shifted")
+            except UNREADABLE as error:
+                self._job.ledger.fault(f"volume is not readable ({type(error).__name__})", file.name)
+                return None
+        return inside.as_posix()
+
+
+def _link(file: Path, target: Path) -> None:
+    """Make `file` appear as `target` without a second copy, where the file system can."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file, target)
+    except OSError:
         with atomic(target) as temporary:
-            nibabel.save(nibabel.Nifti1Image(hounsfield, affine), temporary)
-        return relative
+            shutil.copyfile(file, temporary)
+
+
+def save_hounsfield(file: Path, target: Path, rescale: Rescale, *, keep_spacing: bool) -> None:
+    """Write a NIfTI volume with its values turned into HU (int16) and, unless kept, the spacing of the table.
+
+    Raises:
+        OSError, EOFError, ValueError, nibabel.filebasedimages.ImageFileError: if the file is not readable.
+    """
+    image = nibabel.load(file)
+    stored = np.asanyarray(image.dataobj)  # type: ignore[attr-defined]
+    values = np.rint(stored * np.float32(rescale.slope) + np.float32(rescale.intercept))
+    affine = np.array(image.affine)  # type: ignore[attr-defined]
+    if not keep_spacing:
+        # The sides of the axes are kept from the header; only the step along each axis is replaced.
+        affine[:3, :3] *= np.array(rescale.spacing) / np.linalg.norm(affine[:3, :3], axis=0)
+    with atomic(target) as temporary:
+        nibabel.save(nibabel.Nifti1Image(np.clip(values, -32768, 32767).astype(np.int16), affine), temporary)
+
+
+def _read_excluded(file: Path) -> set[str]:
+    """Return the stems that are no chest CT; a line may hold a whole path."""
+    if not file.is_file():
+        return set()
+    lines = file.read_text(encoding="utf-8").split()
+    return {line.replace("\\", "/").rsplit("/", 1)[-1].split(".")[0] for line in lines}

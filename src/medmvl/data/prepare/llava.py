@@ -67,6 +67,10 @@ def _choose(job: Job, names: tuple[str, ...]) -> Path:
         for name in wanted:
             if (folder / name).is_file():
                 return folder / name
+    others = sorted(job.source.glob("*.json"))
+    if len(others) == 1 and not job.options.file:
+        job.ledger.note(f"{others[0].name} is not a published file name; it was converted as the only JSON file there.")
+        return others[0]
     raise DataError(f"{job.source} holds none of: {', '.join(wanted)}. Name the file with --set file=NAME.")
 
 

@@ -52,7 +52,7 @@ def _caption(job: Job, root: Path, name: str, item: dict[str, Any]) -> Record | 
     path = _volume(job, root, image)
     if path is None:
         return None
-    file = next((f for f in (root / text, root.parent / text) if text.endswith(".txt") and f.is_file()), None)
+    file = next((f for f in _places(root, text) if text.endswith(".txt") and f.is_file()), None)
     if file is None and text.endswith(".txt"):
         job.ledger.fault("caption file is missing", text)
         return None
@@ -76,12 +76,16 @@ def caption_text(raw: str) -> str:
     return " ".join(raw.split())
 
 
-def _volume(job: Job, root: Path, image: str) -> str | None:
-    inside = re.sub(r"^(?:\./)?(?:M3D_Cap(?:_npy)?/)?", "", image)
+def _places(root: Path, name: str) -> list[Path]:
+    """Return where a file of the index may be: the paths in it start at different folders in different copies."""
+    inside = re.sub(r"^(?:\./)?(?:M3D_Cap(?:_npy)?/)?", "", name)
     bases = (root, root.parent, root / "M3D_Cap_npy", root.parent / "M3D_Cap_npy", root / "M3D_Cap")
-    candidates = [root / image, root.parent / image, *(base / inside for base in bases)]
-    kept = [c for c in candidates if c.is_relative_to(job.source)]
-    return relative_media(job, *kept, kind="volume")
+    return [root / name, root.parent / name, *(base / inside for base in bases)]
+
+
+def _volume(job: Job, root: Path, image: str) -> str | None:
+    inside_source = [place for place in _places(root, image) if place.is_relative_to(job.source)]
+    return relative_media(job, *inside_source, kind="volume")
 
 
 def _case(image: str) -> str:
