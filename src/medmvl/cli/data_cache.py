@@ -102,9 +102,9 @@ def _of_folder(folder: Path) -> Geometry | None:
 
 def _of_recipe(path: Path) -> Geometry | None:
     """The geometry as training will make it, without building a model or a tokenizer."""
-    from medmvl.imaging import geometry as geometry_of
+    from medmvl.models import MedMVLConfig
     from medmvl.models.assemble import tower_spec
-    from medmvl.training.build import DEFAULT_GEOMETRY
+    from medmvl.training.build import volume_processor
     from medmvl.training.recipe_io import load_recipe
 
     section = load_recipe(path).model
@@ -113,5 +113,5 @@ def _of_recipe(path: Path) -> Geometry | None:
     if section.volume is None:
         return None
     tower = section.volume
-    size = tower_spec(tower.encoder, tower.connector, tower.size).input_size
-    return geometry_of(tower.geometry if tower.geometry is not None else DEFAULT_GEOMETRY, size=size)
+    config = MedMVLConfig(towers={"volume": tower_spec(tower.encoder, tower.connector, tower.size).to_dict()})
+    return volume_processor(tower, config).geometry
