@@ -7,8 +7,12 @@ from typing import Annotated
 
 import typer
 
+# Settings of a data set are flags as well (`--language en`); which there are is known when its name is.
+CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
+
 
 def convert(
+    context: typer.Context,
     name: Annotated[str, typer.Argument(help="Data set; `medmvl list datasets` shows all.")],
     source: Annotated[Path, typer.Argument(help="Folder (or file) of the data set as it was unpacked.")],
     out: Annotated[Path, typer.Option(help="Folder for <split>.jsonl and report.json.")],
@@ -19,19 +23,17 @@ def convert(
     max_faults: Annotated[float, typer.Option(help="Share of faulty items above which the exit status is 2.")] = 0.05,
     limit: Annotated[int | None, typer.Option(help="Stop after this many records per split.")] = None,
 ) -> None:
-    """Turn a data set in its published layout into records, with a report of what was dropped and why."""
+    """Turn a data set in its published layout into records, with a report of what was dropped and why.
+
+    The settings of a data set are given as --set KEY=VALUE or as flags: --language en, --multi-turn. docs/datasets.md lists
+    them; a wrong one is answered with the right ones.
+    """
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from medmvl.data import prepare
-    from medmvl.errors import DataError
 
-    options = {}
-    for setting in settings or []:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise DataError(f"--set {setting}: write it as KEY=VALUE.")
-        options[key.strip()] = value.strip()
+    options = _settings(settings or []) | _flags(context.args)
     columns = (SpinnerColumn(), TextColumn("{task.completed:.0f} records"), TimeElapsedColumn())
     with Progress(*columns, transient=True, console=Console(stderr=True)) as progress:
         task = progress.add_task(name, total=None)
@@ -55,3 +57,35 @@ def convert(
     for note in result.ledger.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"Paths in the records are relative to {result.media_root}; details in {out / 'report.json'}.")
+
+
+def _settings(values: list[str]) -> dict[str, str]:
+    """Return KEY=VALUE texts as a dictionary."""
+    from medmvl.errors import DataError
+
+    options = {}
+    for value in values:
+        key, equals, text = value.partition("=")
+        if not equals:
+            raise DataError(f"--set {value}: write it as KEY=VALUE.")
+        options[key.strip()] = text.strip()
+    return options
+
+
+def _flags(arguments: list[str]) -> dict[str, str]:
+    """Return further flags as settings: `--image-column file` and `--image file` are image=file, a bare flag is true."""
+    from medmvl.errors import DataError
+
+    options: dict[str, str] = {}
+    waiting: str | None = None
+    for argument in arguments:
+        if argument.startswith("--"):
+            name, equals, text = argument[2:].partition("=")
+            key = name.replace("-", "_").removesuffix("_column")
+            options[key] = text if equals else "true"
+            waiting = None if equals else key
+        elif waiting is not None:
+            options[waiting], waiting = argument, None
+        else:
+            raise DataError(f"Unexpected argument {argument!r}. Settings are given as --set KEY=VALUE or --key VALUE.")
+    return options
