@@ -28,7 +28,11 @@ def phantom():
 def test_an_image_is_shown_and_answered_about(demo, media):
     session = Session()
     demo.open(session, [str(media / "a.png")])
-    assert demo.picture(session, "axial", 0, "full").shape == (40, 48, 3)
+    assert demo.picture(session, "axial", 0, "full").shape == (
+        460,
+        552,
+        3,
+    )  # 40 x 48 pixels, brought to the view's height
     pieces = list(demo.ask(session, "What is seen?", 6))
     assert pieces[-1]
 

@@ -8,11 +8,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from PIL import Image as PILImage
 
 from medmvl.errors import MedMVLError, require
 from medmvl.imaging import WINDOWS
 from medmvl.inference import Predictor
 from medmvl.serving.study import PLANES, Plane, Study, load_study
+
+#: Pictures are brought to this height in pixels; a browser would show a coarse scan as a stamp.
+_VIEW_HEIGHT = 460
 
 _NOTICE = "Research software. Its answers are not a diagnosis and must not be used as one."
 _EXAMPLES = ("Is there a pleural effusion?", "Which side is the nodule on?", "Write the report of this examination.")
@@ -51,7 +55,12 @@ class Demo:
 
     def picture(self, session: Session, plane: Plane, index: float, window: str) -> np.ndarray | None:
         """Return the slice to show, or None if nothing is open."""
-        return session.study.picture(plane, int(index), window) if session.study else None
+        if session.study is None:
+            return None
+        picture = PILImage.fromarray(session.study.picture(plane, int(index), window))
+        scale = _VIEW_HEIGHT / picture.height
+        size = (max(1, round(picture.width * scale)), _VIEW_HEIGHT)
+        return np.asarray(picture.resize(size, PILImage.Resampling.BICUBIC))
 
     def ask(self, session: Session, text: str, max_new_tokens: float) -> Iterator[str]:
         """Yield the answer as it grows."""
@@ -115,7 +124,9 @@ def build_page(predictor: Predictor, title: str) -> Any:
                 files = gr.File(
                     label="Image, NIfTI, or all slices of a DICOM series", file_count="multiple", height=110
                 )
-                view = gr.Image(label="View", interactive=False, format="png", height=460)
+                view = gr.Image(
+                    label="View", interactive=False, format="png", height=_VIEW_HEIGHT, buttons=["fullscreen"]
+                )
                 with gr.Row(visible=False) as controls:
                     plane = gr.Radio(list(PLANES), value="axial", label="Plane")
                     window = gr.Dropdown(list(WINDOWS), value="full", label="Window")
