@@ -7,12 +7,15 @@ import sys
 import typer
 
 from medmvl.cli import checkpoint, data_check, list_parts, predict
+from medmvl.cli.compare import compare
 from medmvl.cli.data_audit import audit as data_audit
 from medmvl.cli.data_cache import cache as data_cache
+from medmvl.cli.data_convert import CONTEXT as CONVERT_CONTEXT
 from medmvl.cli.data_convert import convert as data_convert
 from medmvl.cli.data_show import show as data_show
 from medmvl.cli.demo import demo
 from medmvl.cli.evaluate import evaluate
+from medmvl.cli.fetch import fetch
 from medmvl.cli.quickstart import quickstart
 from medmvl.cli.train import train
 from medmvl.errors import MedMVLError
@@ -29,11 +32,13 @@ app.command()(predict.predict)
 app.command()(predict.score)
 app.command()(predict.ask)
 app.command()(evaluate)
+app.command()(compare)
 app.command()(demo)
+app.command()(fetch)
 app.command("list")(list_parts.list_parts)
 
 data = _group("Convert, check, show and cache data sets.")
-data.command("convert")(data_convert)
+data.command("convert", context_settings=CONVERT_CONTEXT)(data_convert)
 data.command()(data_check.check)
 data.command("audit")(data_audit)
 data.command("show")(data_show)

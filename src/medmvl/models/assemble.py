@@ -11,6 +11,7 @@ from medmvl.errors import ModelError
 from medmvl.models.configuration import MedMVLConfig
 from medmvl.models.connectors import ConnectorSpec, connector_spec
 from medmvl.models.encoders import ENCODERS, EncoderModule, EncoderSpec, encoder_spec
+from medmvl.models.encoders.own import is_own_checkpoint, own_encoder, own_spec
 from medmvl.models.tower import TowerSpec
 
 if TYPE_CHECKING:
@@ -49,6 +50,8 @@ def _encoder_spec(encoder: EncoderSource) -> EncoderSpec:
     folder = _init_from(settings)
     if folder is None:
         return encoder_spec(settings)
+    if is_own_checkpoint(folder):
+        return own_spec(folder, settings)
     return _load(lambda name: ENCODERS[settings["name"]].spec_from_pretrained(name, **settings), folder, "encoder")
 
 
@@ -107,9 +110,13 @@ def _fill_encoder(model: MedMVLForConditionalGeneration, modality: str, encoder:
         return
     settings = dict(encoder)
     folder = _init_from(settings)
-    if folder is not None:
-        module: EncoderModule = ENCODERS[settings["name"]].from_pretrained(folder, **settings)[1]
-        model.towers[modality].encoder = module
+    if folder is None:
+        return
+    if is_own_checkpoint(folder):
+        module: EncoderModule = own_encoder(folder, settings)
+    else:
+        module = ENCODERS[settings["name"]].from_pretrained(folder, **settings)[1]
+    model.towers[modality].encoder = module
 
 
 def _load(loader: Any, source: str, what: str) -> Any:

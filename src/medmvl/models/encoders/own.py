@@ -1,0 +1,66 @@
+"""An encoder taken out of a MedM-VL checkpoint: what one run has learnt to see, another LLM can be taught to talk about."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from medmvl.errors import ModelError
+from medmvl.models.encoders.base import EncoderModule, EncoderSpec, encoder_spec
+from medmvl.models.encoders.published import load_published, read_config
+
+
+def is_own_checkpoint(folder: str) -> bool:
+    """Say whether `folder` is a local MedM-VL checkpoint; a hub name or another model's folder is not."""
+    if not (Path(folder) / "config.json").is_file():
+        return False
+    return read_config(folder, "checkpoint").get("model_type") == "medmvl"
+
+
+def own_spec(folder: str, settings: dict[str, Any]) -> EncoderSpec:
+    """Return the spec of the checkpoint's encoder that `settings` name; settings given besides the name replace its own.
+
+    A wrapper such as slicewise may be taken whole, or be put around the checkpoint's 2D encoder.
+
+    Raises:
+        ModelError: if the checkpoint has no encoder of that name.
+    """
+    return _find(folder, settings)[0]
+
+
+def own_encoder(folder: str, settings: dict[str, Any]) -> EncoderModule:
+    """Return that encoder with its weights.
+
+    Raises:
+        ModelError: if the checkpoint has no encoder of that name.
+        CheckpointError: if the weights do not fit, such as after a change of a size that they depend on.
+    """
+    spec, source, target = _find(folder, settings)
+    module = spec.build()
+    load_published(
+        module, folder, lambda name: f"{target}{name.removeprefix(source)}" if name.startswith(source) else None
+    )
+    return module
+
+
+def _find(folder: str, settings: dict[str, Any]) -> tuple[EncoderSpec, str, str]:
+    """Return the spec, the prefix of its tensors in the checkpoint, and their prefix in our module."""
+    towers = read_config(folder, "checkpoint").get("towers") or {}
+    own = {
+        tower["encoder"]["name"]: (f"towers.{modality}.encoder.", tower["encoder"])
+        for modality, tower in towers.items()
+    }
+    name, inner = settings["name"], settings.get("encoder")
+    if name in own:
+        prefix, found = own[name]
+        merged = {**found, **settings}
+        if isinstance(inner, dict):
+            merged["encoder"] = {**found["encoder"], **inner}
+        return encoder_spec(merged), prefix, ""
+    if isinstance(inner, dict) and inner.get("name") in own:
+        prefix, found = own[inner["name"]]
+        return encoder_spec({**settings, "encoder": {**found, **inner}}), prefix, "encoder."
+    raise ModelError(
+        f"The checkpoint {folder!r} has no encoder {name!r} to start from; it has {', '.join(sorted(own)) or 'none'}. "
+        "Name one of these."
+    )
