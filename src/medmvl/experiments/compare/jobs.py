@@ -8,10 +8,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 LOG = "compare.log"
@@ -81,7 +83,7 @@ class Workers:
         waiting = {job.key: job for job in jobs}
         free = list(range(self.slots))
         active: dict[Future[Outcome], int] = {}
-        with ThreadPoolExecutor(self.slots) as pool:
+        with ThreadPoolExecutor(self.slots) as pool, _terminate_as_interrupt():
             try:
                 while waiting or active:
                     self._settle(waiting, outcomes)
@@ -149,6 +151,23 @@ class Workers:
         with self._lock:
             for pid in self._running:
                 os.killpg(pid, signal.SIGTERM)
+
+
+@contextmanager
+def _terminate_as_interrupt() -> Iterator[None]:
+    """Make SIGTERM end the run the way Ctrl-C does, so that the processes it started are asked to stop, too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set signal handlers
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def medmvl_command(*arguments: Any, processes: int = 1) -> list[str]:

@@ -1,0 +1,59 @@
+"""The commands of docs/evaluation.md, run as they are printed."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from medmvl.cli.main import app
+from medmvl.evaluation.report import LABELS
+from medmvl.files import write_jsonl
+
+GUIDE = Path(__file__).parents[2] / "docs" / "evaluation.md"
+COMMANDS = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    for line in block.splitlines()
+]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch, phantom_rows, model_folder, media):
+    """A working folder with every file that the guide names."""
+    rows = [{**row, "image": ["a.png" if int(row["patient"][1:]) % 2 else "b.png"]} for row in phantom_rows]
+    for name, said in (("predictions", None), ("other", "yes"), ("blank", "no"), ("shuffled", "no")):
+        changed = [row if said is None else {**row, "prediction": said} for row in rows]
+        write_jsonl(tmp_path / f"{name}.jsonl", changed)
+    write_jsonl(tmp_path / "data.jsonl", rows)
+    write_jsonl(tmp_path / "log.jsonl", [{"stage": "a", "step": 1, "loss": 1.0}])
+    reports = [row["id"] for row in rows if row["task"] == "report"]
+    lines = ["id,Pleural effusion,Consolidation", *(f"{name},1,0" for name in reports)]
+    others = [f"{row['id']},0,0" for row in rows if row["task"] != "report"]
+    (tmp_path / "labels.csv").write_text("\n".join(lines + others) + "\n")
+    few = [row for row in rows if row["patient"] in ("p0", "p1") and row["task"] == "vqa"]
+    write_jsonl(tmp_path / "data" / "phantom-2d" / "test.jsonl", few)
+    for name in ("a.png", "b.png"):
+        (tmp_path / "data" / "phantom-2d" / name).symlink_to(media / name)
+    (tmp_path / "MODEL").symlink_to(model_folder)
+    (tmp_path / "compare").symlink_to(GUIDE.parents[1] / "compare")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_of_the_guide_runs(command, folder):
+    words = shlex.split(command)
+    assert words[0] == "medmvl"
+    outcome = CliRunner().invoke(app, words[1:] + (["--max-new-tokens", "4"] if "--model" in words else []))
+    assert outcome.exit_code == 0, (outcome.output, outcome.exception)
+    out = folder / words[words.index("--out") + 1]
+    assert (out / "report.html").is_file() or "--list" in words
+
+
+def test_the_guide_names_every_metric():
+    text = GUIDE.read_text(encoding="utf-8")
+    assert [key for key in LABELS if f"`{key}`" not in text] == []
