@@ -10,7 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmvl.data.phantoms import CT_RATE_LABELS, split_patients, write_ct_rate, write_medmnist, write_slake
+from medmvl.data.phantoms import (
+    CT_RATE_LABELS,
+    caption,
+    split_patients,
+    write_ct_rate,
+    write_llava_pretrain,
+    write_medmnist,
+    write_slake,
+)
 from medmvl.data.prepare import convert
 from medmvl.errors import DataError
 
@@ -102,3 +110,15 @@ def test_medmnist_has_its_arrays_and_goes_through_its_converter(tmp_path) -> Non
     assert first["labels"]["effusion"] == int("pleural effusion" in patients["train"][0].findings)
     with pytest.raises(DataError, match="sizes 28, 64, 128, 224"):
         write_medmnist(tmp_path, patients, size=100)
+
+
+def test_captions_go_through_the_pretraining_converter(tmp_path) -> None:
+    patients = split_patients(0, {"train": 3}, SIZE, film_size=64)["train"]
+    write_llava_pretrain(tmp_path / "src", patients)
+    result = convert("llava-pretrain", tmp_path / "src", tmp_path / "out")
+    assert result.counts == {"train": 3}
+    record = json.loads((tmp_path / "out/train.jsonl").read_text().splitlines()[0])
+    assert record["conversations"][1]["value"] == caption(patients[0])
+    assert caption(patients[1]) == (
+        "No pleural effusion. No consolidation. Lung nodule, left upper lobe. No cardiomegaly. No emphysema. No pacemaker."
+    )
