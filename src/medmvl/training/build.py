@@ -99,14 +99,7 @@ def image_processor(tower: TowerSection, config: MedMVLConfig) -> ImageProcessor
     folder = tower.encoder.get("init_from")
     if folder is None:
         return ImageProcessor.for_size(height, width)
-    try:
-        own = _own_processor(tower)
-        settings = dict(own.image if own and own.image else ImageProcessor.from_pretrained(folder).settings)
-    except OSError as error:
-        raise ModelError(
-            f"The encoder {folder!r} has no image processor: {str(error).splitlines()[0]} "
-            "Put its preprocessor_config.json into the folder."
-        ) from error
+    settings = dict(encoder_processor(folder).settings)
     if tower.size is not None:
         size = {"height": height, "width": width}
         settings["size"] = size
@@ -120,9 +113,10 @@ def volume_processor(tower: TowerSection, config: MedMVLConfig) -> VolumeProcess
 
     An encoder of a MedM-VL checkpoint brings the processor it was trained with, unless the tower names a geometry.
     """
-    own = _own_processor(tower)
-    if tower.geometry is None and own is not None and own.volume_processor is not None:
-        return own.volume_processor
+    trained = own_processor(tower.encoder.get("init_from"))
+    own = trained.volume_processor if trained is not None else None
+    if own is not None and tower.geometry is None:
+        return own
     settings = tower.geometry if tower.geometry is not None else DEFAULT_GEOMETRY
     chosen = geometry(settings, size=config.tower("volume").input_size)
     channels = config.tower("volume").encoder_spec.channels
@@ -130,14 +124,14 @@ def volume_processor(tower: TowerSection, config: MedMVLConfig) -> VolumeProcess
         raise RecipeError(
             f"model.volume: the geometry {chosen.name!r} gives {chosen.channels} channels, the encoder takes {channels}."
         )
+    if own is not None and own.geometry.value_range == chosen.value_range:
+        return VolumeProcessor(chosen, own.normalisation)
     return VolumeProcessor(chosen, normalisation(chosen, tower.encoder))
 
 
-def _own_processor(tower: TowerSection) -> MedMVLProcessor | None:
+def own_processor(folder: str | None) -> MedMVLProcessor | None:
     """Return the processor of the MedM-VL checkpoint that an encoder is taken from; None if it comes from elsewhere."""
-    folder = tower.encoder.get("init_from")
-    own = folder is not None and is_own_checkpoint(folder)
-    return MedMVLProcessor.from_pretrained(folder) if own else None
+    return MedMVLProcessor.from_pretrained(folder) if folder is not None and is_own_checkpoint(folder) else None
 
 
 def normalisation(chosen: Geometry, encoder: dict[str, Any]) -> Normalisation:
@@ -163,6 +157,9 @@ def encoder_processor(folder: str) -> ImageProcessor:
     Raises:
         ModelError: if there is none.
     """
+    own = own_processor(folder)
+    if own is not None and own.image_processor is not None:
+        return own.image_processor
     try:
         return ImageProcessor.from_pretrained(folder)
     except OSError as error:
