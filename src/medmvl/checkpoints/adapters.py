@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils import ModulesToSaveWrapper
 
 from medmvl.checkpoints.probe import probe_batch, probe_logits
 from medmvl.checkpoints.write import whole_folder
@@ -84,12 +85,17 @@ def load_adapted(folder: PathLike, base: PathLike | None = None) -> PeftModel:
     path = Path(folder)
     model = MedMVLForConditionalGeneration.from_pretrained(base_folder(path, base))
     try:
-        return PeftModel.from_pretrained(model, str(path), low_cpu_mem_usage=True)
+        adapted = PeftModel.from_pretrained(model, str(path), low_cpu_mem_usage=True)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
         raise CheckpointError(
             f"The adapters in {path} do not fit their base: {str(error).strip().splitlines()[0]} Give the checkpoint they were "
             "trained on with --base."
         ) from error
+    # PEFT trains copies of the connectors in float32; they run beside a base that may be in less.
+    for module in adapted.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.to(next(module.original_module.parameters()).dtype)
+    return adapted
 
 
 def base_folder(adapter: Path, base: PathLike | None = None) -> Path:
