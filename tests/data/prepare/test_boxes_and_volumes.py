@@ -132,6 +132,23 @@ def test_m3d_captions_come_from_their_text_files(tmp_path) -> None:
     assert any("arbitrary units" in note for note in result.ledger.notes)
 
 
+def test_m3d_as_downloaded_is_stacked_in_the_order_of_its_numbers(tmp_path) -> None:
+    case = tmp_path / "src/M3D_Cap/ct_case/00001"
+    for number in (1, 2, 10):
+        picture(case / f"Axial/{number}.jpeg", mode="L")
+    Image.fromarray(np.full((12, 16), 200, dtype=np.uint8)).save(case / "Axial/10.jpeg")
+    picture(case / "Axial/scout.png", size=(5, 5))
+    (case / "text.txt").write_text("study_findings: A cyst.")
+    (case.parent / "00002").mkdir()
+    records, result = run("m3d-cap", tmp_path / "src", tmp_path / "out")
+    (record,) = records["train"]
+    volume = np.load(tmp_path / "out" / record["image3d"][0])
+    assert volume.shape == (3, 12, 16)
+    assert volume[2].min() > 190  # slice 10 is the last
+    assert result.ledger.left_out["slice of another size than most of its series"] == 1
+    assert result.ledger.faults == {"case without text.txt": 1}
+
+
 def test_m3d_caption_text_falls_back_to_the_discussion() -> None:
     assert caption_text("a\ndiscussion: b c") == "b c"
     assert caption_text("only this") == "only this"

@@ -161,3 +161,10 @@ def test_an_archive_is_not_a_source(tmp_path) -> None:
         archive.writestr("train.json", "[]")
     with pytest.raises(DataError, match="Unpack it"):
         convert("slake", tmp_path / "whole.zip", tmp_path / "out")
+
+
+def test_a_shape_nobody_foresaw_is_a_message_not_a_crash(tmp_path) -> None:
+    write_json(tmp_path / "src/M3D_Cap.json", {"train": ["not an item"]})
+    with pytest.raises(DataError, match="not in the documented layout"):
+        convert("m3d-cap", tmp_path / "src", tmp_path / "out")
+    assert not list((tmp_path / "out").glob("*.jsonl"))

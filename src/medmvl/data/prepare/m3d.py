@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from medmvl.data.prepare.base import DATASETS, Converter, Job, Options, Record, Rows, qa_record
+from medmvl.data.prepare.m3d_raw import has_raw, iter_raw
 from medmvl.data.prepare.media import relative_media
 from medmvl.data.prepare.tables import iter_csv
 from medmvl.errors import DataError
@@ -37,14 +38,29 @@ class VqaOptions(Options):
 def run_cap(job: Job) -> Rows:
     """Yield the records of M3D_Cap.json: split -> [{image, text}], where text is the path of a text file."""
     index = next(iter(job.find("M3D_Cap.json")), None)
-    if index is None:
-        raise DataError(f"{job.source} holds no M3D_Cap.json. {M3D_CAP.layout}")
     job.ledger.note(NOT_HU)
+    if index is None and has_raw(job):
+        yield from (("train", record) for record in _raw(job))
+        return
+    if index is None:
+        raise DataError(f"{job.source} holds neither M3D_Cap.json nor ct_case/. {M3D_CAP.layout}")
     for name, items in read_json(index).items():
         for item in items:
             record = _caption(job, index.parent, name, item)
             if record is not None:
                 yield _SPLIT_NAMES.get(name, name), record
+
+
+def _raw(job: Job) -> Iterator[Record]:
+    """Yield the records of the downloaded folders, which know no split without M3D_Cap.json."""
+    job.ledger.note("No M3D_Cap.json: the split is unknown, and everything is 'train'.")
+    for case, path, text in iter_raw(job):
+        caption = caption_text(text)
+        if not caption:
+            job.ledger.fault("caption is empty", case)
+            continue
+        identifier = f"m3d-cap-{case}-{Path(path).stem}"
+        yield qa_record(identifier, job.options.prompt, caption, volume=path, task="report", patient=case)
 
 
 def _caption(job: Job, root: Path, name: str, item: dict[str, Any]) -> Record | None:
@@ -142,7 +158,8 @@ M3D_CAP = DATASETS.add(
         title="M3D-Cap (Bai et al., 2024)",
         licence="From Radiopaedia: non-commercial use; the card says Apache-2.0 for the release. Check before use.",
         homepage="https://huggingface.co/datasets/GoodBaiBai88/M3D-Cap",
-        layout="M3D_Cap.json and M3D_Cap_npy/ct_case/<case>/<series>.npy with the texts, as M3D's script writes them.",
+        layout="M3D_Cap.json and M3D_Cap_npy/ct_case/<case>/<series>.npy with the texts, as M3D's script "
+        "writes them; or the downloaded M3D_Cap/ct_case/<case>/{text.txt, <series>/<slice>.jpeg}.",
         run=run_cap,
         options=CapOptions,
     ),

@@ -72,7 +72,14 @@ def convert(
     folder = file.parent if file else existing_folder(source, f"source of {name}")
     job = Job(folder, Path(out), settings, Ledger(strict), file)
     job.out.mkdir(parents=True, exist_ok=True)
-    counts = _write_splits(converter, job, limit, on_record)
+    try:
+        counts = _write_splits(converter, job, limit, on_record)
+    except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+        # Sources come in every shape; what a converter did not foresee is still the source's fault, not a crash.
+        raise DataError(
+            f"{name}: something in {source} is not in the documented layout ({type(error).__name__}: {error}). "
+            f"Expected: {converter.layout} (--debug shows where)."
+        ) from error
     files = {split: job.out / f"{split}.jsonl" for split in counts}
     root = job.out if job.ledger.exported else job.source
     result = Conversion(files, dict(counts), job.ledger, root)

@@ -138,7 +138,9 @@ class _Images:
         if not file.is_file():
             return []
         entries = read_json(file)
-        return [(key, value) for entry in entries for key, value in entry.items()]
+        if isinstance(entries, dict):  # one dictionary instead of a list of one-key dictionaries
+            entries = [entries]
+        return [(key, value) for entry in entries if isinstance(entry, dict) for key, value in entry.items()]
 
 
 def _patient(name: str) -> str:
