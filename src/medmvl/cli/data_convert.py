@@ -21,7 +21,7 @@ def convert(
     ] = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first faulty item.")] = False,
     max_faults: Annotated[float, typer.Option(help="Share of faulty items above which the exit status is 2.")] = 0.05,
-    limit: Annotated[int | None, typer.Option(help="Stop after this many records per split.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Keep only the first records of every split.")] = None,
 ) -> None:
     """Turn a data set in its published layout into records, with a report of what was dropped and why.
 

@@ -58,7 +58,7 @@ def convert(
         options: settings of the converter.
         strict: stop at the first fault.
         max_fault_share: the share of faulty items above which the conversion, once finished, counts as failed.
-        limit: stop after so many records per split (for a first look).
+        limit: keep only the first records of every split (for a first look).
         on_record: called for every record, for a progress bar.
 
     Raises:
@@ -109,8 +109,6 @@ def _write_splits(converter: Converter, job: Job, limit: int | None, on_record: 
     with ExitStack() as stack:
         for split, record in converter.run(job):
             if limit is not None and counts[split] >= limit:
-                if all(count >= limit for count in counts.values()) and sum(counts.values()) > 50 * limit:
-                    break
                 continue
             if not seen.setdefault(split, SeenIds()).add(str(record["id"])):
                 job.ledger.fault("id seen twice in one split", str(record["id"]))
