@@ -168,3 +168,14 @@ def test_a_shape_nobody_foresaw_is_a_message_not_a_crash(tmp_path) -> None:
     with pytest.raises(DataError, match="not in the documented layout"):
         convert("m3d-cap", tmp_path / "src", tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.jsonl"))
+
+
+def test_a_split_is_a_plain_name_and_old_splits_do_not_stay(tmp_path) -> None:
+    options = {"prompt": "Say.", "split": "part"}
+    write_csv(tmp_path / "t.csv", [["part", "answer"], ["../evil", "1"]])
+    with pytest.raises(DataError, match="cannot be a file name"):
+        convert("folder", tmp_path / "t.csv", tmp_path / "out", options=options)
+    write_csv(tmp_path / "t.csv", [["part", "answer"], ["train", "1"], ["test", "2"]])
+    convert("folder", tmp_path / "t.csv", tmp_path / "out", options=options)
+    convert("folder", tmp_path / "t.csv", tmp_path / "out", options={"prompt": "Say."})
+    assert sorted(file.name for file in (tmp_path / "out").iterdir()) == ["report.json", "train.jsonl"]

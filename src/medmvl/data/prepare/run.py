@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ import medmvl.data.prepare.all  # noqa: F401  (registers the converters)
 from medmvl.data.prepare.base import DATASETS, Converter, Job, Ledger
 from medmvl.data.prepare.seen import SeenIds
 from medmvl.errors import DataError
-from medmvl.files import PathLike, atomic, existing_folder, write_json
+from medmvl.files import PathLike, atomic, existing_folder, read_json, write_json
 
 MAX_FAULT_SHARE = 0.05
 
@@ -82,6 +83,7 @@ def convert(
         ) from error
     files = {split: job.out / f"{split}.jsonl" for split in counts}
     root = job.out if job.ledger.exported else job.source
+    _remove_stale(job.out, counts)
     result = Conversion(files, dict(counts), job.ledger, root)
     write_json(job.out / "report.json", _report(converter, job, result))
     _judge(converter, result, max_fault_share)
@@ -114,12 +116,28 @@ def _write_splits(converter: Converter, job: Job, limit: int | None, on_record: 
                 job.ledger.fault("id seen twice in one split", str(record["id"]))
                 continue
             if split not in handles:
+                _check_split(split)
                 temporary = stack.enter_context(atomic(job.out / f"{split}.jsonl"))
                 handles[split] = stack.enter_context(temporary.open("w", encoding="utf-8"))
             handles[split].write(json.dumps(record, ensure_ascii=False) + "\n")
             counts[split] += 1
             on_record()
     return counts
+
+
+def _check_split(split: str) -> None:
+    """Refuse a split name that is no plain file name; one's own table may hold anything."""
+    if not re.fullmatch(r"[\w-]+", split):
+        raise DataError(f"The split {split!r} cannot be a file name. Use letters, digits, '_' and '-'.")
+
+
+def _remove_stale(out: Path, current: Iterable[str]) -> None:
+    """Remove the splits of an earlier conversion into the same folder that this one did not write."""
+    report = out / "report.json"
+    if report.is_file():
+        earlier = read_json(report)
+        for split in set(earlier.get("records", {}) if isinstance(earlier, dict) else {}) - set(current):
+            (out / f"{split}.jsonl").unlink(missing_ok=True)
 
 
 def _report(converter: Converter, job: Job, result: Conversion) -> dict[str, Any]:
