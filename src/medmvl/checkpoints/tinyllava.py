@@ -103,7 +103,9 @@ def _image_processor(folder: Path, raw: dict[str, Any], resolver: Resolver) -> I
     if layout == "square":
         return processor
     if layout == "pad":  # to a square of the mean colour, then as usual
-        return ImageProcessor({**processor.settings, "image_processor_type": "LlavaImageProcessor", "do_pad": True})
+        crop = {"do_center_crop": bool(processor.settings.get("do_center_crop"))}
+        padded = {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
+        return ImageProcessor({**processor.settings, **crop, **padded})
     raise CheckpointError(
         f"Images were laid out as {layout!r} (image_aspect_ratio); only 'square' and 'pad' are known."
     )

@@ -70,16 +70,18 @@ def export(
     if format == "llava-hf":
         from medmvl.checkpoints import export_llava
 
-        done = export_llava(source, target)
-        typer.echo(f"Largest difference of a logit: {done.difference:.1e}")
+        llava = export_llava(source, target)
+        typer.echo(f"Largest difference of a logit: {llava.difference:.1e}")
+        notes = llava.notes
     elif format == "gguf":
         from medmvl.checkpoints import export_gguf
 
-        done = export_gguf(source, target)
-        typer.echo(f"{done.tensors} tensors written, read back and compared: {', '.join(done.files)}")
+        pair = export_gguf(source, target)
+        typer.echo(f"{pair.tensors} tensors written, read back and compared: {', '.join(pair.files)}")
+        notes = pair.notes
     else:
         raise RecipeError(f"Unknown --format {format!r}. {did_you_mean(format, ['llava-hf', 'gguf'])}")
-    for note in done.notes:
+    for note in notes:
         typer.echo(f"  note: {note}")
     typer.echo(f"Written to {target}")
 

@@ -1,0 +1,81 @@
+"""`inspect` says what is in a folder without loading it; the command line ends mistakes with one line and status 2."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from tests.parity.sets import HERE
+
+from medmvl.checkpoints import inspect_folder, print_inspection
+from medmvl.cli import main as cli
+from medmvl.errors import CheckpointError
+from medmvl.models import MedMVLForConditionalGeneration, parts
+
+
+def test_every_parameter_is_counted_in_its_part(converted: Callable[[str], Path]) -> None:
+    found = inspect_folder(converted("v2"))
+    model = MedMVLForConditionalGeneration.from_pretrained(converted("v2"))
+    assert set(found.parts) == {"llm", "volume_encoder", "volume_connector"} == set(parts(model))
+    for name, part in parts(model).items():
+        assert found.parts[name].values == sum(parameter.numel() for parameter in part.parameters())
+        assert set(found.parts[name].dtypes) == {"BF16"}
+
+
+def test_the_facts_a_reader_looks_for(converted: Callable[[str], Path]) -> None:
+    facts = inspect_folder(converted("v2")).facts
+    assert facts["geometry"].startswith("medm-vl-ct v1 (")
+    assert "(32, 64, 64)" in facts["geometry"]
+    assert "slicewise at 32x64x64 -> 32x4x4 -> attention -> 4x4 (16 tokens)" in facts["volume tower"]
+    assert "qwen2" in facts["template"]
+    assert facts["converted from"] == "MedM-VL reference, current layout"
+
+
+def test_a_foreign_folder_shows_the_names_to_resolve() -> None:
+    found = inspect_folder(HERE / "checkpoints/v5_clip_mlp_llama3")
+    assert "convert" in found.layout
+    assert found.facts["lvlm_llm_name_or_path"] == "pretrained/llama3-tiny"
+
+
+def test_it_prints(converted: Callable[[str], Path]) -> None:
+    console = Console(record=True, width=160)
+    print_inspection(inspect_folder(converted("v3")), console)
+    text = console.export_text()
+    assert "volume_encoder" in text
+    assert "medm-vl-ct-medmclip" in text
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="no config.json"):
+        inspect_folder(tmp_path)
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    monkeypatch.setattr("sys.argv", ["medmvl", *arguments])
+    try:
+        cli.main()
+    except SystemExit as end:
+        return int(end.code or 0)
+    return 0
+
+
+def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    source, out = str(HERE / "checkpoints/v1_siglip_mlp_qwen2"), tmp_path
+    qwen = f"pretrained/qwen2-tiny={HERE / 'pretrained/qwen2-tiny'}"
+    assert run(monkeypatch, "checkpoint", "convert", source, str(out / "ours"), "--resolve", qwen) == 0
+    assert "pretrained/qwen2-tiny: given" in capsys.readouterr().out
+    assert run(monkeypatch, "checkpoint", "inspect", str(out / "ours")) == 0
+    assert run(monkeypatch, "checkpoint", "export", str(out / "ours"), str(out / "llava"), "--format", "llava-hf") == 0
+    assert (out / "llava" / "config.json").is_file()
+    assert run(monkeypatch, "checkpoint", "export", str(out / "ours"), str(out / "gguf"), "--format", "gguf") == 0
+    assert sorted(path.name for path in (out / "gguf").iterdir()) == ["mmproj.gguf", "model.gguf"]
+    capsys.readouterr()
+    assert run(monkeypatch, "checkpoint", "export", str(out / "ours"), str(out / "x"), "--format", "llava") == 2
+    assert "Did you mean 'llava-hf'" in capsys.readouterr().err
+    assert run(monkeypatch, "checkpoint", "merge", str(out / "ours"), str(out / "y")) == 2
+    assert run(monkeypatch, "checkpoint", "convert", str(out / "ours"), str(out / "z")) == 2
+    message = capsys.readouterr().err
+    assert "already" in message
+    assert "Traceback" not in message
