@@ -15,6 +15,7 @@ from medmvl.data.phantoms import (
     caption,
     split_patients,
     write_ct_rate,
+    write_dicom_series,
     write_llava_pretrain,
     write_medmnist,
     write_slake,
@@ -122,3 +123,17 @@ def test_captions_go_through_the_pretraining_converter(tmp_path) -> None:
     assert caption(patients[1]) == (
         "No pleural effusion. No consolidation. Lung nodule, left upper lobe. No cardiomegaly. No emphysema. No pacemaker."
     )
+
+
+def test_the_same_seed_writes_the_same_bytes_at_any_time(tmp_path, monkeypatch) -> None:
+    def write(folder) -> dict[str, bytes]:
+        patients = split_patients(3, {"train": 2}, SIZE, film_size=64)
+        write_slake(folder / "slake", patients)
+        write_ct_rate(folder / "ct-rate", patients)
+        write_medmnist(folder / "medmnist", patients, size=28)
+        write_dicom_series(folder / "series", patients["train"][0])
+        return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+    first = write(tmp_path / "a")
+    monkeypatch.setattr("time.time", lambda: 2_000_000_000.0)  # a gzip or DICOM writer might note the hour
+    assert write(tmp_path / "b") == first
