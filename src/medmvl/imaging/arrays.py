@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +14,12 @@ from medmvl.errors import ImagingError
 from medmvl.imaging.limits import check_bytes
 from medmvl.imaging.units import decide_units
 from medmvl.imaging.volume import Units, Volume, check_finite
+
+#: what numpy and zipfile raise for damaged files; a header is Python source to numpy, hence the tokenizer
+_DAMAGED = (
+    ValueError, EOFError, OSError, SyntaxError, TypeError, KeyError, OverflowError, RuntimeError, MemoryError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 
 def load_array(path: Path, max_bytes: int | None = None) -> np.ndarray:
@@ -24,8 +32,9 @@ def load_array(path: Path, max_bytes: int | None = None) -> np.ndarray:
         if path.suffix.lower() == ".npz":
             return _load_npz(path, max_bytes)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError, zipfile.BadZipFile) as error:
-        raise ImagingError(f"{path} is not a whole numpy file of plain numbers: {error}.") from error
+    except _DAMAGED as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ImagingError(f"{path} is not a whole numpy file of plain numbers: {reason}.") from error
     check_bytes(array.nbytes, path, max_bytes)
     return array
 

@@ -13,13 +13,18 @@ from typing import Any, BinaryIO
 import numpy as np
 import pydicom
 from pydicom.dataset import Dataset
-from pydicom.errors import InvalidDicomError
+from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import pixel_array
 from pydicom.uid import UID
 
 from medmvl.errors import ImagingError
 from medmvl.imaging.limits import check_bytes
 
+#: what pydicom raises, sooner or later, for attributes that are not what they should be
+_MALFORMED = (
+    ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, NotImplementedError, struct.error,
+    BytesLengthException,
+)  # fmt: skip
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -68,7 +73,7 @@ def understanding(path: Path) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, struct.error) as error:
+    except _MALFORMED as error:
         raise ImagingError(f"{path}: a DICOM attribute cannot be understood: {brief(error)}.") from error
     finally:
         logger.disabled = was

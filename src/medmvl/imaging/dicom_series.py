@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from medmvl.errors import ImagingError
+from medmvl.imaging.dicom import understanding
 from medmvl.imaging.dicom_headers import Slice
 from medmvl.imaging.dicom_pixels import load_slices
 from medmvl.imaging.dicom_scan import Series, choose_series, scan
@@ -58,7 +59,8 @@ def read_dicom_volume(
     slices, positions = _ordered(chosen, path, history)
     targets, warnings = _regular(positions, gaps, path, history)
     check_bytes(chosen.voxel_count * 4, path, max_bytes)
-    array = load_slices(slices, chosen, path, history)
+    with understanding(path):
+        array = load_slices(slices, chosen, path, history)
     if targets is not None:
         array = _interpolate(array, positions, targets)
         positions = targets

@@ -24,9 +24,9 @@ def read_picture(path: Path, frame: int | None, max_bytes: int | None) -> Image:
     history says so.
     """
     try:
-        # Pillow warns about large pictures at half its limit; ours is the one that counts.
+        # Pillow warns about large pictures at half its limit, where ours is the one that counts, and about EXIF data.
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", PIL.Image.DecompressionBombWarning)
+            warnings.simplefilter("ignore")
             with PIL.Image.open(path) as picture:
                 check_bytes(picture.width * picture.height * 4, path, max_bytes)
                 history = _select_frame(picture, frame, path)
@@ -35,8 +35,11 @@ def read_picture(path: Path, frame: int | None, max_bytes: int | None) -> Image:
                 turned = int(picture.getexif().get(ExifTags.Base.Orientation, 1))
     except PIL.Image.DecompressionBombError as error:
         raise ImagingError(f"{path}: {error} Shrink or crop the picture first.") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
-        raise ImagingError(f"{path} is not a whole picture file that can be read: {error}.") from error
+    except ImagingError:
+        raise
+    except Exception as error:  # its many decoders raise what they like for a damaged file
+        reason = " ".join(str(error).split()).replace(f" '{path}'", "")[:200] or type(error).__name__
+        raise ImagingError(f"{path} is not a whole picture file that can be read: {reason}.") from error
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ImagingError(f"{path} holds NaN or infinite values.")
     if array.dtype == np.int32 and array.min() >= 0 and array.max() <= 65535:
