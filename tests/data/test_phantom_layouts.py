@@ -12,7 +12,6 @@ from PIL import Image
 
 from medmvl.data.phantoms import (
     CT_RATE_LABELS,
-    caption,
     split_patients,
     write_ct_rate,
     write_dicom_series,
@@ -20,6 +19,7 @@ from medmvl.data.phantoms import (
     write_medmnist,
     write_slake,
 )
+from medmvl.data.phantoms.texts import ON_FILM, caption
 from medmvl.data.prepare import convert
 from medmvl.errors import DataError
 
@@ -119,8 +119,8 @@ def test_captions_go_through_the_pretraining_converter(tmp_path) -> None:
     result = convert("llava-pretrain", tmp_path / "src", tmp_path / "out")
     assert result.counts == {"train": 3}
     record = json.loads((tmp_path / "out/train.jsonl").read_text().splitlines()[0])
-    assert record["conversations"][1]["value"] == caption(patients[0])
-    assert caption(patients[1]) == (
+    assert record["conversations"][1]["value"] == caption(patients[0].findings, ON_FILM)
+    assert caption(patients[1].findings, ON_FILM) == (
         "No pleural effusion. No consolidation. Lung nodule, left upper lobe. No cardiomegaly. No emphysema. No pacemaker."
     )
 

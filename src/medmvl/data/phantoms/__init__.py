@@ -6,7 +6,7 @@ them is a clinical claim: they show that a pipeline reads, learns and scores wha
 
 from __future__ import annotations
 
-from medmvl.data.phantoms.captions import caption, write_llava_pretrain
+from medmvl.data.phantoms.captions import write_llava_pretrain
 from medmvl.data.phantoms.ct_rate import save_nifti, write_ct_rate
 from medmvl.data.phantoms.dicom import write_dicom_radiograph, write_dicom_series
 from medmvl.data.phantoms.findings import CT_RATE_LABELS, FINDINGS, Finding
@@ -22,7 +22,6 @@ __all__ = [
     "Phantom",
     "Question",
     "Report",
-    "caption",
     "draw_patient",
     "save_nifti",
     "split_patients",

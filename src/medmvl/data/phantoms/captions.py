@@ -9,26 +9,11 @@ from pathlib import Path
 from PIL import Image
 
 from medmvl.data.phantoms.phantom import Phantom
-from medmvl.data.phantoms.texts import ON_FILM
+from medmvl.data.phantoms.texts import ON_FILM, caption
 from medmvl.files import PathLike, atomic, write_json
 
 FILE = "blip_laion_cc_sbu_558k.json"
 _REQUESTS = ("Describe the radiograph briefly.", "Give a short description of this image.", "What does the image show?")
-
-
-def caption(phantom: Phantom, names: Iterable[str] = ON_FILM) -> str:
-    """Return one terse sentence per finding, present or not, in a fixed order.
-
-    >>> from medmvl.data.phantoms import draw_patient
-    >>> caption(draw_patient(0, 1))[:44]
-    'No pleural effusion. No consolidation. Lung '
-    """
-    sentences = []
-    for name in names:
-        finding = phantom.findings.get(name)
-        words = f"no {name}" if finding is None else f"{name}, {finding.place}" if finding.place else name
-        sentences.append(words[0].upper() + words[1:])
-    return ". ".join(sentences) + "."
 
 
 def write_llava_pretrain(root: PathLike, phantoms: Iterable[Phantom]) -> Path:
@@ -43,7 +28,7 @@ def write_llava_pretrain(root: PathLike, phantoms: Iterable[Phantom]) -> Path:
         request = _REQUESTS[int(phantom.text_rng().integers(len(_REQUESTS)))]
         # Half of the original has the picture before the text, half after it.
         value = f"<image>\n{request}" if number % 2 else f"{request}\n<image>"
-        turns = [{"from": "human", "value": value}, {"from": "gpt", "value": caption(phantom)}]
+        turns = [{"from": "human", "value": value}, {"from": "gpt", "value": caption(phantom.findings, ON_FILM)}]
         items.append({"id": identifier, "image": name, "conversations": turns})
     write_json(root / FILE, items, indent=None)
     return root
