@@ -166,6 +166,15 @@ def test_another_geometry_is_refused_with_both_hashes(scans: Path, tmp_path: Pat
         VolumeProcessor(other).use_cache(tmp_path / "cache")
 
 
+def test_a_volume_of_another_geometry_is_refused_with_both_hashes(scans: Path) -> None:
+    other = geometry("medm-vl-ct", size=(4, 32, 32))
+    volume = read_volume(scans.parent / "scan0.npy")
+    processor = VolumeProcessor(GEOMETRY)
+    assert torch.equal(processor(GEOMETRY.prepare(volume)), processor(volume))
+    with pytest.raises(GeometryError, match=f"{other.hash}.*{GEOMETRY.hash}"):
+        processor(other.prepare(volume))
+
+
 def test_a_changed_source_is_never_stale_silently(scans: Path, tmp_path: Path) -> None:
     build_cache(scans, GEOMETRY, tmp_path / "cache")
     path = scans.parent / "scan1.npy"

@@ -191,7 +191,9 @@ class Geometry(BaseModel):
             finish=(lambda plane: intensity.apply(plane[0])) if late else (lambda plane: plane),
             out=out,
         )
-        return Prepared(torch.from_numpy(out), self._out_spacing(oriented, plan), box, self._story(oriented, plan))
+        return Prepared(
+            torch.from_numpy(out), self._out_spacing(oriented, plan), box, self._story(oriented, plan), self.hash
+        )
 
     def _check_units(self, volume: Volume) -> None:
         if self.units == "HU" and volume.units != "HU":
@@ -268,12 +270,14 @@ class Prepared:
         spacing: (z, y, x) mm of the tensor's voxels; None if the volume's is unknown.
         box: crop box in the oriented volume, start and end (exclusive).
         history: the volume's history and the geometry's steps.
+        geometry_hash: of the geometry that made it; a model of another one refuses it.
     """
 
     tensor: torch.Tensor
     spacing: Triple | None
     box: Box
     history: tuple[str, ...]
+    geometry_hash: str
 
 
 def geometry(name: str | Path | Mapping[str, Any] | Geometry, **overrides: Any) -> Geometry:

@@ -11,13 +11,14 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from medmvl.files import PathLike
-from medmvl.imaging import Geometry, Volume, read_volume
+from medmvl.imaging import Geometry, Prepared, Volume, read_volume
 from medmvl.imaging.cache import CacheReader
 
 logger = logging.getLogger(__name__)
 
-#: A volume as users hand it over: a path, a volume of ours, an array in Hounsfield units, or a prepared tensor.
-VolumeLike = str | Volume | np.ndarray | Tensor
+#: A volume as users hand it over: a path, a volume of ours, an array in Hounsfield units, or prepared by the geometry
+#: (as a bare tensor on the caller's word).
+VolumeLike = str | Volume | np.ndarray | Prepared | Tensor
 
 
 class Normalisation(BaseModel):
@@ -87,8 +88,15 @@ class VolumeProcessor:
         prepared = volume if isinstance(volume, Tensor) else self.prepare(volume)
         return self.normalisation(prepared.to(torch.float32))
 
-    def prepare(self, volume: str | Volume | np.ndarray) -> Tensor:
-        """Return the geometry's tensor (C, D, H, W) before the normalisation, from the cache where it is there."""
+    def prepare(self, volume: str | Volume | np.ndarray | Prepared) -> Tensor:
+        """Return the geometry's tensor (C, D, H, W) before the normalisation, from the cache where it is there.
+
+        Raises:
+            GeometryError: with both hashes, for a volume that another geometry prepared.
+        """
+        if isinstance(volume, Prepared):
+            self.geometry.check_same(volume.geometry_hash, "The volume")
+            return volume.tensor
         if isinstance(volume, np.ndarray):
             volume = Volume.from_array(volume, units="HU")
         if not isinstance(volume, str):
