@@ -20,18 +20,20 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from medmvl.data.phantoms import FINDINGS, split_patients, texts, write_ct_rate, write_dicom_series, write_slake
+from medmvl.data.phantoms import split_patients, write_ct_rate, write_dicom_series, write_slake
 from medmvl.data.prepare import convert
-from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_PLACEHOLDER
 from medmvl.errors import RecipeError
 from medmvl.evaluation import evaluate_model
-from medmvl.files import PathLike, iter_jsonl, write_json, write_jsonl
+from medmvl.experiments.first_texts import write_captions, write_readings
+from medmvl.files import PathLike, write_json
 from medmvl.inference import GenerationOptions, Predictor
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 
 #: Patients per split.
 PATIENTS = {"train": 480, "val": 20, "test": 60}
+#: Patients that are described in words only.
+READINGS = 4000
 SCAN = (24, 72, 72)
 FILM = 96
 
@@ -96,7 +98,10 @@ def quickstart(
         draw(place, seed, scale)
     with _step(console, "2/5  Convert both data sets to records"):
         convert_all(place)
-        write_captions(place, seed, scale)
+        patients = split_patients(seed, patient_counts(scale), SCAN, FILM)["train"]
+        films, scans = (place.data / name / "train.jsonl" for name in ("phantom-2d-vqa", "phantom-ct-report"))
+        write_captions(place.data, patients, films, scans)
+        write_readings(place.data / "readings.jsonl", seed, round(READINGS * scale))
     with _step(console, "3/5  Train in stages"):
         train(recipe(place, seed, scale), place.root, resume=True)
     with _step(
@@ -155,34 +160,6 @@ def convert_all(place: Quickstart) -> None:
         )
         held_out = every.files.get("test") or every.files["valid"]  # the paper tests on CT-RATE's valid split
         held_out.replace(place.data / benchmark / "test.jsonl")
-
-
-def write_captions(place: Quickstart, seed: int, scale: float = 1.0) -> None:
-    """Write the captions of the training pictures, what stage 1 of a real model is fed with (LLaVA's 558k, reports)."""
-    patients = split_patients(seed, patient_counts(scale), SCAN, FILM)["train"]
-    films = _media(place.data / "phantom-2d-vqa" / "train.jsonl", "image")
-    scans = _media(place.data / "phantom-ct-report" / "train.jsonl", "image3d")
-    for name, key, placeholder, paths, findings in (
-        ("film", "image", IMAGE_PLACEHOLDER, films, texts.ON_FILM),
-        ("ct", "image3d", VOLUME_PLACEHOLDER, scans, tuple(FINDINGS)),
-    ):
-        rows = [
-            {
-                "id": f"{name}-{phantom.patient}",
-                "conversations": [
-                    {"from": "human", "value": f"{placeholder}\nDescribe."},
-                    {"from": "gpt", "value": texts.caption(phantom.findings, findings)},
-                ],
-                key: [path],
-            }
-            for phantom, path in zip(patients, paths, strict=True)
-        ]
-        write_jsonl(place.data / f"{name}-caption.jsonl", rows)
-
-
-def _media(records: Path, key: str) -> list[str]:
-    """Return the first path of every medium that is named in a records file, in order."""
-    return list(dict.fromkeys(row[key][0] for row in iter_jsonl(records)))
 
 
 def recipe(place: Quickstart, seed: int, scale: float = 1.0) -> dict[str, Any]:

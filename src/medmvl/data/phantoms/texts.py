@@ -230,6 +230,12 @@ def about_picture(modality: str, plane: str) -> list[Question]:
     ]
 
 
+def caption(findings: dict[str, Finding], names: Sequence[str]) -> str:
+    """Return what is and what is not there, finding after finding in one order, as a structured report does."""
+    present = {name: f"{name}, {finding.place}" if finding.place else name for name, finding in findings.items()}
+    return " ".join(f"{present.get(name, f'no {name}').capitalize()}." for name in names)
+
+
 def list_abnormalities(findings: dict[str, Finding], names: Sequence[str]) -> Question:
     """Return the open question for everything that is abnormal."""
     seen = [name for name in names if name in findings]

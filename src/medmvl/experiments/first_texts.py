@@ -1,0 +1,73 @@
+"""What a model learns from before it is asked questions: texts to read, and pictures with captions.
+
+A pretrained LLM answers questions about a text, and a pretrained encoder has seen captioned pictures. The quickstart
+starts from nothing, so both are learnt first, from the same phantoms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from medmvl.data.phantoms import FINDINGS, Phantom, ct_rate, draw_patient, slake
+from medmvl.data.phantoms.texts import ON_FILM, caption
+from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_PLACEHOLDER
+from medmvl.files import iter_jsonl, write_jsonl
+
+#: Patients with this number and above are only ever described, never drawn, so none of them is in a test split.
+_DESCRIBED_FROM = 1_000_000
+
+#: A finding list is described as on a film or as on a CT.
+_NAMES = {"film": ON_FILM, "ct": tuple(FINDINGS)}
+
+
+def write_readings(path: Path, seed: int, count: int) -> None:
+    """Write `count` conversations about a described patient: the caption as text, then questions about it."""
+    write_jsonl(path, (_reading(draw_patient(seed, _DESCRIBED_FROM + number)) for number in range(count)))
+
+
+def _reading(phantom: Phantom) -> dict[str, Any]:
+    kind = "film" if phantom.index % 2 else "ct"
+    if kind == "film":
+        questions = [question for question in slake.questions(phantom) if question.language == "en"]
+    else:
+        questions = list(ct_rate.questions(phantom)["short_answer"])
+    np.random.default_rng([phantom.seed, phantom.index]).shuffle(questions)
+    turns = []
+    for question in questions:
+        turns += [{"from": "human", "value": question.text}, {"from": "gpt", "value": question.answer}]
+    turns[0]["value"] = f"{caption(phantom.findings, _NAMES[kind])}\n{turns[0]['value']}"
+    return {"id": f"reading-{phantom.index}", "conversations": turns}
+
+
+def write_captions(folder: Path, phantoms: Sequence[Phantom], films: Path, scans: Path) -> None:
+    """Write `film-captions.jsonl` and `ct-captions.jsonl`: every drawn training patient with its caption.
+
+    Args:
+        folder: where the files go.
+        phantoms: the training patients, in the order in which they were written.
+        films, scans: converted training records, which know where the pictures are.
+    """
+    for kind, records, key, placeholder in (
+        ("film", films, "image", IMAGE_PLACEHOLDER),
+        ("ct", scans, "image3d", VOLUME_PLACEHOLDER),
+    ):
+        rows = [
+            {
+                "id": f"{kind}-{phantom.patient}",
+                "conversations": [
+                    {"from": "human", "value": f"{placeholder}\nDescribe."},
+                    {"from": "gpt", "value": caption(phantom.findings, _NAMES[kind])},
+                ],
+                key: [path],
+            }
+            for phantom, path in zip(phantoms, dict.fromkeys(_media(records, key)), strict=True)
+        ]
+        write_jsonl(folder / f"{kind}-captions.jsonl", rows)
+
+
+def _media(records: Path, key: str) -> Iterator[str]:
+    return (row[key][0] for row in iter_jsonl(records))
