@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import shutil
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def folder(tmp_path, monkeypatch, phantom_rows, model_folder, media):
     few = [row for row in rows if row["patient"] in ("p0", "p1") and row["task"] == "vqa"]
     write_jsonl(tmp_path / "data" / "phantom-2d" / "test.jsonl", few)
     for name in ("a.png", "b.png"):
-        (tmp_path / "data" / "phantom-2d" / name).symlink_to(media / name)
+        shutil.copy(media / name, tmp_path / "data" / "phantom-2d")
     (tmp_path / "MODEL").symlink_to(model_folder)
     (tmp_path / "compare").symlink_to(GUIDE.parents[1] / "compare")
     monkeypatch.chdir(tmp_path)

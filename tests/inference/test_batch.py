@@ -120,6 +120,19 @@ def test_shuffling_needs_a_second_patient(data, media):
         shuffled_media(SampleDataset(data, media))
 
 
+def test_text_only_asks_the_words_alone(predictor, data, media, tmp_path, monkeypatch):
+    asked = []
+    encode = predictor.encode
+    monkeypatch.setattr(predictor, "encode", lambda sample: asked.append(sample) or encode(sample))
+    predict_file(predictor, data, tmp_path / "t.jsonl", image_root=media, options=SHORT, control="text_only")
+    assert asked
+    for sample in asked:
+        assert sample.images == sample.volumes == ()
+        assert "<image" not in "".join(message.text for message in sample.messages)
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert any("image" in row for row in rows)  # the record is written as it came
+
+
 def test_controls_are_written_with_the_true_record(predictor, data, media, tmp_path):
     for control in ("blank", "shuffled"):
         out = tmp_path / f"{control}.jsonl"

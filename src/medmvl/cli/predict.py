@@ -24,7 +24,7 @@ def predict(
     temperature: o.Temperature = 0.0,
     num_beams: o.NumBeams = 1,
     save_token_ids: Annotated[bool, typer.Option(help="Also write the generated token ids.")] = False,
-    control: Annotated[str | None, typer.Option(help="blank or shuffled: answer without (the right) media.")] = None,
+    control: Annotated[str | None, typer.Option(help="blank, shuffled or text_only: answer without (the right) media.")] = None,
     template: o.Template = None,
     batch_size: o.BatchSize = 8,
     dtype: o.Dtype = "auto",
@@ -33,9 +33,10 @@ def predict(
     """Answer every record of a file; rows are written as they come and never doubled."""
     from medmvl.errors import RecipeError, did_you_mean
     from medmvl.inference import GenerationOptions, Predictor, predict_file
+    from medmvl.inference.batch import CONTROLS
 
-    if control not in (None, "blank", "shuffled"):
-        raise RecipeError(f"Unknown control {control!r}. {did_you_mean(str(control), ['blank', 'shuffled'])}")
+    if control not in (None, *CONTROLS):
+        raise RecipeError(f"Unknown control {control!r}. {did_you_mean(str(control), CONTROLS)}")
     predictor = Predictor.from_pretrained(model, device=device, dtype=dtype, template=template)
     with progress("predicting") as on_row:
         predict_file(

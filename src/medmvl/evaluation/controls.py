@@ -17,8 +17,9 @@ from medmvl.evaluation.items import Item
 from medmvl.evaluation.scoring import Answers, Score, compare_answers
 from medmvl.evaluation.tasks.base import Benchmark
 from medmvl.evaluation.text import normalize_word
+from medmvl.inference.batch import CONTROLS
 
-MODEL_CONTROLS = ("blank", "shuffled", "text_only")
+MODEL_CONTROLS: tuple[str, ...] = CONTROLS
 MAJORITY = "majority"
 # Below this many patients per question text the "most frequent answer to this question" would mostly be the answer
 # itself; then all questions of a type share one majority.

@@ -8,7 +8,7 @@ from typing import Any
 
 from medmvl.data.formats import read_records
 from medmvl.errors import DataError, EvaluationError
-from medmvl.evaluation.controls import check_control_names
+from medmvl.evaluation.controls import MODEL_CONTROLS, check_control_names
 from medmvl.evaluation.items import make_item
 from medmvl.evaluation.run import MAX_FAULTY, evaluate_predictions
 from medmvl.evaluation.tasks import BENCHMARKS, Benchmark
@@ -16,7 +16,6 @@ from medmvl.files import PathLike, existing_file, existing_folder, read_json, wr
 from medmvl.inference import GenerationOptions, Predictor, predict_file
 
 PREDICTIONS = "predictions"
-PREDICTED_CONTROLS = ("blank", "shuffled", "text_only")
 
 
 def predictions_path(out: Path, benchmark: str, control: str | None = None) -> Path:
@@ -27,7 +26,7 @@ def predictions_path(out: Path, benchmark: str, control: str | None = None) -> P
 
 def kept_controls(out: Path, benchmark: str) -> dict[str, Path]:
     """Return the controls whose predictions lie in an evaluation folder, by name."""
-    paths = {name: predictions_path(out, benchmark, name) for name in PREDICTED_CONTROLS}
+    paths = {name: predictions_path(out, benchmark, name) for name in MODEL_CONTROLS}
     return {name: path for name, path in paths.items() if path.is_file()}
 
 
@@ -51,7 +50,7 @@ def find_predictions(path: Path, benchmark: str, *, alone: bool) -> tuple[Path, 
         return path, {}
     folder = path / PREDICTIONS if (path / PREDICTIONS).is_dir() else path
     file = existing_file(folder / f"{benchmark}.jsonl", f"predictions of {benchmark!r}")
-    controls = {name: folder / f"{benchmark}.{name}.jsonl" for name in PREDICTED_CONTROLS}
+    controls = {name: folder / f"{benchmark}.{name}.jsonl" for name in MODEL_CONTROLS}
     return file, {name: found for name, found in controls.items() if found.is_file()}
 
 

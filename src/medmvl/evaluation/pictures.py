@@ -18,8 +18,8 @@ from medmvl.files import resolve_under
 from medmvl.imaging import WINDOWS, Volume, read_image, read_volume
 
 IMAGE_SIDE = 360  # longest side of a drawn image, pixels
-SLICE_SIDE = 150  # width of one drawn slice
-SLICE_PLACES = (0.2, 0.4, 0.6, 0.8)  # fractions of the scan from its lower to its upper end
+SLICE_SIDE = 200  # width of one drawn slice
+SLICE_PLACES = (0.25, 0.5, 0.75)  # fractions of the scan from its lower to its upper end
 SLICE_WINDOWS = ("lung", "mediastinum")
 TRUTH_COLOUR, PREDICTED_COLOUR = (52, 199, 89), (255, 149, 0)
 _AXIAL = "SPL"  # slices upwards, rows to the back, columns to the patient's left: the radiological view

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from medmvl.data.dataset import SampleDataset
 from medmvl.data.formats import to_record
-from medmvl.data.sample import Message, Sample
+from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_PLACEHOLDER, Message, Sample
 from medmvl.errors import DataError
 from medmvl.files import PathLike, read_json, sha256, write_json, write_text
 from medmvl.inference.predictor import GenerationOptions, Predictor
 
-Control = Literal["blank", "shuffled"]
+Control = Literal["blank", "shuffled", "text_only"]
+CONTROLS: tuple[Control, ...] = ("blank", "shuffled", "text_only")
 
 
 def predict_file(
@@ -41,7 +42,7 @@ def predict_file(
 
     Args:
         model: a checkpoint folder or a loaded predictor.
-        control: "blank" shows black images and empty volumes, "shuffled" those of another patient.
+        control: "blank" shows black images and empty volumes, "shuffled" those of another patient, "text_only" none.
         on_row: called with (rows done, rows in all).
 
     Raises:
@@ -56,6 +57,8 @@ def predict_file(
 
     def answer(indices: Sequence[int]) -> Iterator[dict[str, Any]]:
         samples = [dataset[index].as_question() for index in indices]
+        if control == "text_only":
+            samples = [_without_media(sample) for sample in samples]
         encoded = [
             predictor.encode(sample if donors is None else _with_media(sample, dataset[donors[index]]))
             for index, sample in zip(indices, samples, strict=True)
@@ -134,6 +137,21 @@ def _patient(sample: Sample) -> Any:
 
 def _with_media(sample: Sample, donor: Sample) -> Sample:
     return replace(sample, images=donor.images, volumes=donor.volumes)
+
+
+def _without_media(sample: Sample) -> Sample:
+    """Return the sample with neither pictures nor their placeholders.
+
+    Raises:
+        DataError: if a question is nothing but a picture.
+    """
+    messages = []
+    for message in sample.messages:
+        text = message.text.replace(IMAGE_PLACEHOLDER, "").replace(VOLUME_PLACEHOLDER, "").strip()
+        if not text:
+            raise DataError(f"Record {sample.id}: it asks nothing in words, so it has no text_only control.")
+        messages.append(replace(message, text=text))
+    return replace(sample, messages=tuple(messages), images=(), volumes=())
 
 
 def _answered(sample: Sample) -> Sample:
