@@ -96,11 +96,12 @@ def build_processor(recipe: Recipe, config: MedMVLConfig, tokenizer: PreTrainedT
 def image_processor(tower: TowerSection, config: MedMVLConfig) -> ImageProcessor:
     """Return the encoder's own image processor, or a plain one for an encoder that starts fresh."""
     height, width = config.tower("image").input_size
-    folder = tower.encoder.get("init_from")
+    inner = tower.encoder.get("encoder") or {}  # of a wrapper such as `tiled`, which sees more pixels than its encoder
+    folder = tower.encoder.get("init_from") or inner.get("init_from")
     if folder is None:
         return ImageProcessor.for_size(height, width)
     settings = dict(encoder_processor(folder).settings)
-    if tower.size is not None:
+    if tower.size is not None or inner:
         size = {"height": height, "width": width}
         settings["size"] = size
         if settings.get("crop_size"):
