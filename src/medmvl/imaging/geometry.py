@@ -327,7 +327,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _as_single_channel(plane: np.ndarray) -> np.ndarray:
-    return plane.astype(np.float32)[None]
+    return np.ascontiguousarray(plane, dtype=np.float32)[None]
 
 
 def _triple(values: Any) -> Triple:
