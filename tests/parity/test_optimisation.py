@@ -57,7 +57,7 @@ def optimise(
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
-        log.append((float(loss), float(norm)))
+        log.append((float(loss.detach()), float(norm)))
     return log
 
 
