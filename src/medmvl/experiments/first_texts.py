@@ -20,6 +20,8 @@ from medmvl.files import iter_jsonl, write_jsonl
 #: Patients with this number and above are only ever described, never drawn, so none of them is in a test split.
 _DESCRIBED_FROM = 1_000_000
 
+_CLOSED_ANSWERS = ("yes", "no", "left", "right")
+
 #: A finding list is described as on a film or as on a CT.
 _NAMES = {"film": ON_FILM, "ct": tuple(FINDINGS)}
 
@@ -67,6 +69,22 @@ def write_captions(folder: Path, phantoms: Sequence[Phantom], films: Path, scans
             for phantom, path in zip(phantoms, dict.fromkeys(_media(records, key)), strict=True)
         ]
         write_jsonl(folder / f"{kind}-captions.jsonl", rows)
+
+
+def write_closed(records: Path, path: Path) -> None:
+    """Write the closed questions of multi-turn `records` to `path`: short answers teach to look soonest."""
+    write_jsonl(path, (closed for row in iter_jsonl(records) if (closed := _closed_part(row)) is not None))
+
+
+def _closed_part(row: dict[str, Any]) -> dict[str, Any] | None:
+    turns = row["conversations"]
+    placeholder = f"{IMAGE_PLACEHOLDER if 'image' in row else VOLUME_PLACEHOLDER}\n"
+    pairs = [pair for pair in zip(turns[::2], turns[1::2], strict=True) if pair[1]["value"].lower() in _CLOSED_ANSWERS]
+    kept = [dict(turn) for pair in pairs for turn in pair]
+    if not kept:
+        return None
+    kept[0]["value"] = placeholder + kept[0]["value"].removeprefix(placeholder)
+    return {**row, "conversations": kept}
 
 
 def _media(records: Path, key: str) -> Iterator[str]:

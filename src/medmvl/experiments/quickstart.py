@@ -24,14 +24,14 @@ from medmvl.data.phantoms import split_patients, write_ct_rate, write_dicom_seri
 from medmvl.data.prepare import convert
 from medmvl.errors import RecipeError
 from medmvl.evaluation import evaluate_model
-from medmvl.experiments.first_texts import write_captions, write_readings
+from medmvl.experiments.first_texts import write_captions, write_closed, write_readings
 from medmvl.files import PathLike, write_json
 from medmvl.inference import GenerationOptions, Predictor
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 
 #: Patients per split.
-PATIENTS = {"train": 480, "val": 20, "test": 60}
+PATIENTS = {"train": 320, "val": 4, "test": 60}
 #: Patients that are described in words only.
 READINGS = 4000
 SCAN = (24, 72, 72)
@@ -101,6 +101,8 @@ def quickstart(
         patients = split_patients(seed, patient_counts(scale), SCAN, FILM)["train"]
         films, scans = (place.data / name / "train.jsonl" for name in ("phantom-2d-vqa", "phantom-ct-report"))
         write_captions(place.data, patients, films, scans)
+        write_closed(films, place.data / "film-closed.jsonl")
+        write_closed(place.data / "phantom-ct-short" / "train.jsonl", place.data / "ct-closed.jsonl")
         write_readings(place.data / "readings.jsonl", seed, round(READINGS * scale))
     with _step(console, "3/5  Train in stages"):
         train(recipe(place, seed, scale), place.root, resume=True)
