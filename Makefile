@@ -24,7 +24,8 @@ check: $(VENV)/.installed  ## format, lint, types
 	$(BIN)/mypy
 
 smoke: $(VENV)/.installed  ## the smallest full path: train the tiny recipe
-	$(BIN)/medmvl train recipes/tiny.yaml --out runs/tiny --overwrite
+	rm -rf runs/tiny
+	$(BIN)/medmvl train recipes/tiny.yaml --out runs/tiny
 
 format: $(VENV)/.installed
 	$(BIN)/ruff format .
