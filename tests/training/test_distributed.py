@@ -88,10 +88,33 @@ def test_a_rank_without_images_does_not_hang(recipe, tmp_path):
     assert_same_course(tmp_path / "one", tmp_path / "two")
 
 
-def test_a_run_of_two_processes_can_be_finished_by_one(recipe, tmp_path, monkeypatch):
+@pytest.mark.slow  # sharding rules are derived for every operation and shape on first use: minutes on two cores
+def test_sharded_weights_train_the_same(recipe, tmp_path):
+    stages = (
+        {"max_steps": 3, "batch_size": 8, "micro_batch_size": 2, "lr": 1e-3, "save_every": 2},
+        {
+            "train": {"llm": {"mode": "lora", "lora": {"r": 2}}, **CONNECTORS},
+            "max_steps": 2,
+            "batch_size": 6,
+            "lr": 1e-3,
+        },
+    )
+    train(recipe(*stages), tmp_path / "one")
+    run = {"progress": False, "device": "cpu", "strategy": "fsdp"}
+    in_two_processes(lambda: train(recipe(*stages, run=run), tmp_path / "two"))
+    assert_same_course(tmp_path / "one", tmp_path / "two")
+    checkpoint = tmp_path / "two" / "s0" / "checkpoints" / "checkpoint-2"
+    pieces = [load_file(checkpoint / f"trainable-{rank}-of-2.safetensors") for rank in range(2)]
+    name = next(iter(pieces[0]))
+    assert pieces[0][name].shape[0] < load_file(tmp_path / "one" / "model" / "model.safetensors")[name].shape[0]
+
+
+@pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+def test_a_run_of_two_processes_can_be_finished_by_one(recipe, tmp_path, monkeypatch, strategy):
     from medmvl.training.trainer import StageTrainer
 
     stage = {"max_steps": 4, "batch_size": 8, "lr": 1e-3, "save_every": 2}
+    run = {"progress": False, "device": "cpu", "strategy": strategy}
     train(recipe(stage), tmp_path / "one")
     original = StageTrainer.training_step
 
@@ -101,7 +124,7 @@ def test_a_run_of_two_processes_can_be_finished_by_one(recipe, tmp_path, monkeyp
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(StageTrainer, "training_step", die)
-    in_two_processes(lambda: train(recipe(stage), tmp_path / "two"))
+    in_two_processes(lambda: train(recipe(stage, run=run), tmp_path / "two"))
     monkeypatch.undo()
     train(recipe(stage), tmp_path / "two", resume=True)
     assert_same_course(tmp_path / "one", tmp_path / "two")

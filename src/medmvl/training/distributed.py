@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
+import torch
 import torch.distributed as dist
 from accelerate import PartialState
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from medmvl.models import MedMVLForConditionalGeneration
 
 
 def join(cpu: bool) -> None:
@@ -23,3 +30,36 @@ def barrier() -> None:
     """Wait for all processes."""
     if dist.is_initialized():
         dist.barrier()
+
+
+def shard(model: MedMVLForConditionalGeneration, device: torch.device, dtype: torch.dtype | None) -> None:
+    """Spread a model's weights over all processes (FSDP2), in place: each layer of the LLM, and the rest as one unit.
+
+    It is done by hand because `Trainer` with its FSDP settings runs plain DDP on CPUs, and says nothing. The towers stay
+    in the outer unit, so that a batch without images finds their weights whole and no process waits for another.
+
+    Args:
+        device: of this process.
+        dtype: what weights are gathered in, None for their own; gradients are reduced in fp32.
+    """
+    model.to(device)
+    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    settings: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}
+    for layer in model.language_model.get_decoder().layers:
+        fully_shard(layer, **settings)
+    fully_shard(model, **settings)
+    register_fsdp_forward_method(model, "generate")
+    # transformers then leaves placement, wrapping and gradient reduction to the model. fully_shard has just given the
+    # model a class of its own, so that this says nothing about other models.
+    type(model).is_distributed_loading_by_transformers = True
+
+
+def gathered(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return whole values on the CPU of the first process, and nothing elsewhere; all processes must call it."""
+    whole: dict[str, torch.Tensor] = {}
+    for name, value in values.items():
+        full = value.full_tensor() if isinstance(value, DTensor) else value
+        if is_main_process():
+            whole[name] = full.detach().to("cpu", copy=True)
+    return whole

@@ -24,7 +24,7 @@ from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler, Ste
 from medmvl.training.build import build
 from medmvl.training.callbacks import Bar, SaveAndStop, StageCallback, StepLog, StopSignal, TensorBoard
 from medmvl.training.checkpoints import newest_whole
-from medmvl.training.distributed import barrier, is_main_process, join
+from medmvl.training.distributed import barrier, gathered, is_main_process, join, shard
 from medmvl.training.features import StoredMedia, store_features
 from medmvl.training.packing import PACKED, attention, supports_packing
 from medmvl.training.phantoms import draw_phantoms
@@ -32,6 +32,7 @@ from medmvl.training.recipe import Recipe, RunSection, StageSection
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run_folder import RunFolder, save_finished
 from medmvl.training.stage import AppliedStage, apply_stage, print_stage
+from medmvl.training.state import is_sharded
 from medmvl.training.trainer import StageTrainer
 from medmvl.training.watch import Average, Watch
 
@@ -209,6 +210,9 @@ def build_trainer(
         callbacks.append(TensorBoard(folder.stage(stage.name) / "tensorboard"))
     if recipe.run.progress:
         callbacks.append(Bar(stage.name))
+    if recipe.run.strategy == "fsdp" and args.world_size > 1:
+        shard(applied.model, args.device, torch.bfloat16 if stage.precision == "bf16" else None)
+        applied.rebind()
     trainer = StageTrainer(
         applied,
         args,
@@ -299,7 +303,15 @@ def finish_stage(
     recipe: Recipe, stage: StageSection, folder: RunFolder, applied: AppliedStage, processor: MedMVLProcessor
 ) -> None:
     """Undo what the stage did to the model's form and write the finished checkpoint."""
+    sharded = is_sharded(applied.trainable())
+    values = gathered(dict(applied.trainable())) if sharded else {}
     if is_main_process():
+        if sharded:
+            # The pieces go into a fresh copy of what the stage started from: no process holds two whole models.
+            applied = apply_stage(load_start(recipe, stage, folder)[0], stage)
+            with torch.no_grad():
+                for name, parameter in applied.trainable().items():
+                    parameter.copy_(values[name])
         model = applied.finish()
         model.to(getattr(torch, stage.save_dtype))
         save_finished(folder.stage(stage.name), model, processor, recipe, stage.name)

@@ -64,6 +64,12 @@ class AppliedStage:
         """Return name -> parameter of all that trains, in a fixed order."""
         return {name: p for part in self.trained for name, p in part.parameters.items()}
 
+    def rebind(self) -> None:
+        """Find the parameters again after something (sharding) has put others in their places, of the same names."""
+        now = dict(self.model.named_parameters())
+        for part in self.trained:
+            part.parameters = {name: now[name] for name in part.parameters}
+
     def optimizer_groups(self) -> list[dict[str, Any]]:
         """Return torch's parameter groups: per part one with weight decay and one without."""
         groups: list[dict[str, Any]] = []

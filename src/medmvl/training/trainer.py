@@ -14,28 +14,31 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from medmvl.errors import CheckpointError, TrainingError
+from medmvl.errors import TrainingError
 from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler
 from medmvl.training.checkpoints import rotate, whole_folder
 from medmvl.training.stage import AppliedStage
+from medmvl.training.state import is_sharded, load_optimizer, load_weights, optimizer_values, write_values
 from medmvl.training.watch import Average
 
 logger = logging.getLogger(__name__)
 
-WEIGHTS = "trainable.safetensors"
+#: Names of a checkpoint's files, see `medmvl.training.state`.
+WEIGHTS, OPTIMIZER, AVERAGE = "trainable", "optimizer", "average"
 STATE = "trainer_state.json"
 
 
@@ -191,6 +194,8 @@ class StageTrainer(Trainer):
             TrainingError: after `stop_after_nans` such steps in a row.
         """
         norm = super()._get_grad_norm(model, grad_norm)
+        if isinstance(norm, DTensor):
+            norm = norm.full_tensor()
         self.facts.grad_norm = float(norm)
         if math.isfinite(self.facts.grad_norm) or self.args.fp16:  # fp16 has a loss scaler that does the same
             self._nans_in_a_row = 0
@@ -232,24 +237,27 @@ class StageTrainer(Trainer):
     # --- checkpoints --------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model: nn.Module, trial: Any = None) -> None:
-        """Write what trains, optimiser, schedule, random numbers and state; whole or not at all."""
+        """Write what trains, optimiser, random numbers and state; whole or not at all."""
         folder = Path(self.args.output_dir)
         target = folder / f"checkpoint-{self.state.global_step}"
         if self.args.world_size > 1:
             self._save_from_all(target)
         else:
             with whole_folder(target) as aside:
-                self._write_shared(aside)
                 self._save_rng_state(str(aside))
+                self._write_values(aside)
+                self._write_shared(aside)
         if self.args.should_save:
             best = self.state.best_model_checkpoint
             rotate(folder, self._keep, Path(best) if best else None)
 
     def _save_from_all(self, target: Path) -> None:
-        """Write a checkpoint to which every device adds its random numbers."""
+        """Write a checkpoint to which every process adds its random numbers and, if sharded, its piece of the rest."""
         aside = target.with_name(f".{target.name}.ranks")
         aside.mkdir(parents=True, exist_ok=True)
         self._save_rng_state(str(aside))
+        if self._sharded or self.args.should_save:
+            self._write_values(aside)
         torch.distributed.barrier()
         if self.args.should_save:
             with whole_folder(target) as writing:
@@ -259,15 +267,29 @@ class StageTrainer(Trainer):
             aside.rmdir()
         torch.distributed.barrier()
 
-    def _write_shared(self, folder: Path) -> None:
-        """Write what is the same on every device."""
-        weights = {name: p.detach().to("cpu").contiguous() for name, p in self.applied.trainable().items()}
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    def _write_values(self, folder: Path) -> None:
+        """Write weights and optimiser state, or this process's piece of them."""
+        place = (self.args.process_index, self.args.world_size) if self._sharded else (0, 1)
+        trainable = self.applied.trainable()
+        write_values(folder, WEIGHTS, trainable, *place)
+        write_values(folder, OPTIMIZER, optimizer_values(self._plain_optimizer(), trainable), *place)
         if self.average is not None:
-            save_file(self.average.values, folder / self.average.FILE, metadata={"format": "pt"})
-        self._save_optimizer_and_scheduler(str(folder))
+            write_values(folder, AVERAGE, self.average.values, *place)
+
+    def _write_shared(self, folder: Path) -> None:
+        """Write what is the same on every process."""
         self._save_scaler(str(folder))
         self.state.save_to_json(str(folder / STATE))
+
+    @property
+    def _sharded(self) -> bool:
+        return is_sharded(self.applied.trainable())
+
+    def _plain_optimizer(self) -> torch.optim.Optimizer:
+        """Return torch's optimiser below accelerate's wrapper."""
+        inner = getattr(self.optimizer, "optimizer", self.optimizer)
+        assert isinstance(inner, torch.optim.Optimizer)
+        return inner
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Put a checkpoint's weights into the model; every name and shape must be the same.
@@ -275,21 +297,33 @@ class StageTrainer(Trainer):
         Raises:
             CheckpointError: if the checkpoint holds other weights than this stage trains.
         """
-        saved = load_file(Path(resume_from_checkpoint) / WEIGHTS)
-        wanted = self.applied.trainable()
-        shapes = {name: tuple(value.shape) for name, value in saved.items()}
-        if shapes != {name: tuple(p.shape) for name, p in wanted.items()}:
-            strange = sorted(set(saved) ^ set(wanted)) or [n for n in saved if shapes[n] != tuple(wanted[n].shape)]
-            raise CheckpointError(
-                f"{resume_from_checkpoint} was written by a stage that trains other weights (such as {strange[0]}). "
-                "Resume with the recipe it was started with, or start anew in another folder."
-            )
-        with torch.no_grad():
-            for name, parameter in wanted.items():
-                parameter.copy_(saved[name])
+        folder, trainable = Path(resume_from_checkpoint), self.applied.trainable()
+        load_weights(folder, WEIGHTS, trainable)
         if self.average is not None:
-            values = load_file(Path(resume_from_checkpoint) / self.average.FILE)
-            self.average.values = {name: values[name].to(p.device) for name, p in wanted.items()}
+            self.average.start()
+            load_weights(folder, AVERAGE, self.average.values)  # type: ignore[arg-type]  # tensors do as well
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Put a checkpoint's optimiser state back; where the schedule stands follows from the step."""
+        if checkpoint is None:
+            return
+        optimizer, step = self._plain_optimizer(), self.state.global_step
+        load_optimizer(Path(checkpoint), OPTIMIZER, optimizer, self.applied.trainable())
+        schedule: Any = self.lr_scheduler
+        rates = [base * share(step) for base, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
+        schedule.last_epoch, schedule._step_count, schedule._last_lr = step, step + 1, rates
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    @contextmanager
+    def _defer_fsdp_gradient_reduction(self) -> Iterator[None]:
+        """Reduce a sharded model's gradients with the last micro-batch of a step only."""
+        model: Any = self.model
+        model.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            model.set_requires_gradient_sync(True)
 
     def settle(self, best: bool) -> None:
         """Choose the weights that the stage ends with: the best checkpoint's, the moving average, or the last ones.

@@ -181,8 +181,6 @@ class Average(StageCallback):
         decay: of the average.
     """
 
-    FILE = "average.safetensors"
-
     def __init__(self, decay: float) -> None:
         self._decay = decay
         self.values: dict[str, torch.Tensor] = {}
@@ -192,7 +190,11 @@ class Average(StageCallback):
     ) -> None:
         """Start from the weights, unless a checkpoint brought an average."""
         if not self.values:
-            self.values = {name: p.detach().clone() for name, p in self.trainer.applied.trainable().items()}
+            self.start()
+
+    def start(self) -> None:
+        """Make the average equal to the weights."""
+        self.values = {name: p.detach().clone() for name, p in self.trainer.applied.trainable().items()}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the average towards the new weights."""

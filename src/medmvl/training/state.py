@@ -1,0 +1,122 @@
+"""Weights and optimiser state on disk, by parameter name, whole or in the shards of several processes.
+
+Everything is safetensors: no pickle. A sharded value is cut along its first axis (FSDP2 does it so), and each process
+writes its piece; a reader joins the pieces one value at a time, so the number of processes may differ between writing
+and reading.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from medmvl.errors import CheckpointError
+
+_SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
+#: Stands between a parameter's name and the name of a value of its optimiser state.
+_STATE = "/"
+
+
+def is_sharded(parameters: Mapping[str, nn.Parameter]) -> bool:
+    """Say whether the parameters are spread over processes (FSDP2)."""
+    return any(isinstance(parameter, DTensor) for parameter in parameters.values())
+
+
+def write_values(folder: Path, name: str, values: Mapping[str, Tensor], rank: int = 0, world: int = 1) -> None:
+    """Write this process's piece of `values` as `<name>.safetensors` or `<name>-<rank>-of-<world>.safetensors`."""
+    file = f"{name}.safetensors" if world == 1 else f"{name}-{rank}-of-{world}.safetensors"
+    local = {key: _local(value).detach().to("cpu").contiguous() for key, value in values.items()}
+    save_file(local, folder / file, metadata={"format": "pt"})
+
+
+class ValueReader:
+    """Reads what `write_values` of all processes wrote.
+
+    Raises:
+        CheckpointError: if there is nothing, or a process's piece is missing.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        whole = folder / f"{name}.safetensors"
+        files = [whole] if whole.exists() else sorted(folder.glob(f"{name}-*-of-*.safetensors"), key=_rank)
+        world = int(_SHARD.search(files[0].name)[2]) if files and files != [whole] else 1  # type: ignore[index]
+        if len(files) != world:
+            raise CheckpointError(f"{folder} holds {len(files)} of {world} pieces of {name!r}.")
+        self._handles = [safe_open(file, framework="pt", device="cpu") for file in files]
+        self.names = list(self._handles[0].keys())
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Return the shape of the whole value."""
+        shapes = [handle.get_slice(name).get_shape() for handle in self._handles]
+        return (sum(shape[0] for shape in shapes), *shapes[0][1:]) if shapes[0] else ()
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the whole value, on the CPU."""
+        pieces = [handle.get_tensor(name) for handle in self._handles]
+        return torch.cat(pieces) if len(pieces) > 1 and pieces[0].ndim else pieces[0]
+
+
+def load_weights(folder: Path, name: str, parameters: Mapping[str, nn.Parameter]) -> None:
+    """Put values into parameters of the same names and shapes.
+
+    Raises:
+        CheckpointError: if names or shapes differ.
+    """
+    reader = ValueReader(folder, name)
+    strange = sorted(set(reader.names) ^ set(parameters)) or [
+        key for key, parameter in parameters.items() if reader.shape(key) != tuple(parameter.shape)
+    ]
+    if strange:
+        raise CheckpointError(
+            f"{folder} was written by a stage that trains other weights (such as {strange[0]}). "
+            "Resume with the recipe it was started with, or start anew in another folder."
+        )
+    with torch.no_grad():
+        for key, parameter in parameters.items():
+            parameter.copy_(_like(parameter, reader[key]))
+
+
+def optimizer_values(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Return an optimiser's state as `<parameter>/<value>` -> tensor."""
+    return {
+        f"{name}{_STATE}{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_optimizer(
+    folder: Path, name: str, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> None:
+    """Put a saved state into an optimiser; scalars such as Adam's step count stay on the CPU, as torch keeps them."""
+    reader = ValueReader(folder, name)
+    for key in reader.names:
+        parameter_name, _, value_name = key.rpartition(_STATE)
+        parameter, value = parameters[parameter_name], reader[key]
+        if value.ndim:
+            value = _like(parameter, value) if value.shape == parameter.shape else value.to(parameter.device)
+        optimizer.state[parameter][value_name] = value
+
+
+def _like(parameter: Tensor, value: Tensor) -> Tensor:
+    """Return `value` on the parameter's device, cut as the parameter is."""
+    if isinstance(parameter, DTensor):
+        return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)
+    return value.to(parameter.device)
+
+
+def _local(value: Tensor) -> Tensor:
+    return value.to_local() if isinstance(value, DTensor) else value
+
+
+def _rank(file: Path) -> int:
+    match = _SHARD.search(file.name)
+    assert match is not None
+    return int(match[1])
