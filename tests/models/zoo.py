@@ -72,7 +72,7 @@ POOLINGS: dict[str, dict[str, Any]] = {
     "perceiver": {"queries": (2, 2), "heads": 2, "layers": 1},
 }
 
-PROJECTORS = ("linear", "mlp2x_gelu", "mlp3x_gelu")
+PROJECTORS = ("linear", "mlp2x_gelu", "norm_mlp2x_gelu", "mlp3x_gelu")
 
 _LLM = {
     "vocab_size": 64,

@@ -18,6 +18,7 @@ from medmvl.training.shipped import recipes_folder
 from .conftest import CONNECTORS, MODEL
 
 RECIPE = recipes_folder() / "smollm2-cpu" / "recipe.yaml"
+NAMES = ("film-captions", "ct-captions", "film-closed", "ct-closed")
 
 
 @pytest.fixture(scope="module")
@@ -51,19 +52,19 @@ def quickstart_model(data_folder: Path, tmp_path_factory: pytest.TempPathFactory
     return train(recipe, tmp_path_factory.mktemp("qs") / "run")
 
 
-def test_both_stages_run_and_the_encoders_stay_as_the_quickstart_trained_them(
+def test_all_stages_run_and_the_encoders_stay_as_the_quickstart_trained_them(
     llm_folder: Path, quickstart_model: Path, data_folder: Path, tmp_path: Path
 ) -> None:
-    data = [f"data.{name}.path=d.jsonl" for name in ("film-caption", "ct-caption", "film-vqa", "ct-short")]
-    steps = [f"stages.{name}.max_steps=2" for name in ("align", "instruct")]
+    data = [f"data.{name}.path=d.jsonl" for name in NAMES]
+    steps = [f"stages.{name}.max_steps=2" for name in ("align", "read", "answer")]
     sources = [
         f"data_root={data_folder}",
         f"model.llm.init_from={llm_folder}",
         f"model.image.encoder.init_from={quickstart_model}",
         f"model.volume.encoder.init_from={quickstart_model}",
     ]
-    roots = [f"data.{name}.image_root=." for name in ("film-caption", "film-vqa", "ct-caption", "ct-short")]
-    roots += [f"data.{name}.volume_root=." for name in ("film-caption", "film-vqa", "ct-caption", "ct-short")]
+    roots = [f"data.{name}.image_root=." for name in NAMES]
+    roots += [f"data.{name}.volume_root=." for name in NAMES]
     folder = train(RECIPE, tmp_path / "run", overrides=[*sources, *data, *roots, *steps, "run.device=cpu"])
     start, aligned, final = (
         parts(MedMVLForConditionalGeneration.from_pretrained(path))
