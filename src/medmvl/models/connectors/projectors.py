@@ -21,7 +21,7 @@ def linear(in_features: int, out_features: int) -> nn.Module:
     return nn.Sequential(nn.Linear(in_features, out_features))
 
 
-def mlp(depth: int, in_features: int, out_features: int) -> nn.Module:
+def mlp(depth: int, in_features: int, out_features: int) -> nn.Sequential:
     """Return `depth` linear layers with exact (erf) GELU between them (LLaVA-1.5, arXiv 2310.03744)."""
     layers: list[nn.Module] = [nn.Linear(in_features, out_features)]
     for _ in range(depth - 1):
