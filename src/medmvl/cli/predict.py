@@ -24,7 +24,9 @@ def predict(
     temperature: o.Temperature = 0.0,
     num_beams: o.NumBeams = 1,
     save_token_ids: Annotated[bool, typer.Option(help="Also write the generated token ids.")] = False,
-    control: Annotated[str | None, typer.Option(help="blank, shuffled or text_only: answer without (the right) media.")] = None,
+    control: Annotated[
+        str | None, typer.Option(help="blank, shuffled or text_only: answer without (the right) media.")
+    ] = None,
     template: o.Template = None,
     batch_size: o.BatchSize = 8,
     dtype: o.Dtype = "auto",
@@ -48,7 +50,7 @@ def predict(
             options=GenerationOptions(max_new_tokens, temperature, num_beams),
             batch_size=batch_size,
             save_token_ids=save_token_ids,
-            control=control,  # type: ignore[arg-type]
+            control=control,
             on_row=on_row,
         )
     typer.echo(f"Predictions are in {out}")

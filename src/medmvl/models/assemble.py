@@ -17,7 +17,8 @@ from medmvl.models.tower import TowerSpec
 if TYPE_CHECKING:
     from medmvl.models.modeling import MedMVLForConditionalGeneration
 
-LLMSource = str | dict[str, Any] | PreTrainedConfig | PreTrainedModel
+#: A folder or hub name, settings with `model_type`, a transformers config, or a causal LM.
+LLMSource = Any
 EncoderSource = str | dict[str, Any] | EncoderSpec
 ConnectorSource = str | dict[str, Any] | ConnectorSpec
 

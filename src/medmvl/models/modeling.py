@@ -283,6 +283,7 @@ def parts(model: MedMVLForConditionalGeneration) -> dict[str, nn.Module]:
     """Return the parts of a model by name: `llm`, `image_encoder`, `image_connector`, `volume_encoder`, ..."""
     found: dict[str, nn.Module] = {"llm": model.language_model}
     for modality, tower in model.towers.items():
+        assert isinstance(tower, Tower)
         found[f"{modality}_encoder"] = tower.encoder
         found[f"{modality}_connector"] = tower.connector
     return found

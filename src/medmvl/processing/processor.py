@@ -123,7 +123,9 @@ class MedMVLProcessor(ProcessorMixin):
         """Ids of the special tokens with which the chat template ends an answer; empty if it ends with the text itself."""
         messages = (Message("user", "."), Message("assistant", "."))
         ids, labels = self.tokenize(render(messages, self.chat_template, self.tokenizer))
-        last = next((token for token, label in zip(reversed(ids), reversed(labels), strict=True) if label != IGNORE), None)
+        last = next(
+            (token for token, label in zip(reversed(ids), reversed(labels), strict=True) if label != IGNORE), None
+        )
         return [last] if last is not None and last in self.tokenizer.added_tokens_decoder else []
 
     def tokenize(self, rendered: Rendered) -> tuple[list[int], list[int]]:
