@@ -84,7 +84,7 @@ def quickstart(
     Args:
         out: the run folder: raw/, data/, the stages, model/, log.jsonl, results.json, report.html.
         seed: of the phantoms, the weights and the order of the data.
-        scale: share of the patients and epochs; 1 is what the promised accuracy needs, 0.05 is a smoke test.
+        scale: share of the patients and epochs; 0.05 is a smoke test.
 
     Raises:
         RecipeError: if `scale` is not in (0, 1].
