@@ -92,10 +92,8 @@ def tokenize(
         elif piece:
             piece_ids, offsets = _encode(piece, tokenizer, slow_spaces)
             ids += piece_ids
-            labels += [
-                token if _overlaps(rendered.spans, position + start, position + end) else IGNORE
-                for token, (start, end) in zip(piece_ids, offsets, strict=True)
-            ]
+            inside = _overlaps(rendered.spans, [(position + start, position + end) for start, end in offsets])
+            labels += [token if supervised else IGNORE for token, supervised in zip(piece_ids, inside, strict=True)]
         position += len(piece)
     return ids, labels
 
@@ -127,5 +125,11 @@ def _encode(
     return list(encoding["input_ids"]), offsets
 
 
-def _overlaps(spans: Sequence[tuple[int, int]], start: int, end: int) -> bool:
-    return any(start < span_end and span_start < end for span_start, span_end in spans)
+def _overlaps(spans: Sequence[tuple[int, int]], tokens: Sequence[tuple[int, int]]) -> list[bool]:
+    """Return for each token whether it shares a character with a span; both are in the order of the text."""
+    found, current = [], 0
+    for start, end in tokens:
+        while current < len(spans) and spans[current][1] <= start:
+            current += 1
+        found.append(current < len(spans) and spans[current][0] < end)
+    return found
