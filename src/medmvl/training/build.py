@@ -194,13 +194,13 @@ def _tokenizer_source(llm: LLMSection) -> str | TokenizerSection:
 
 
 def _texts(recipe: Recipe) -> Iterator[str]:
-    """Yield the texts of all data that some stage trains on."""
+    """Yield the turns of all data that some stage trains on, with the names of their roles, which templates write out."""
     names = dict.fromkeys(name for stage in recipe.stages for name in recipe.mixture(stage))
     for name in names:
         for number, sample in enumerate(read_samples(recipe.path(recipe.data[name].path))):
             if number >= TOKENIZER_RECORDS:
                 break
-            yield from (message.text for message in sample.messages)
+            yield from (f"{message.role}\n{message.text}\n" for message in sample.messages)
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
