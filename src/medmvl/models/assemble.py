@@ -107,17 +107,20 @@ def _fill_llm(model: MedMVLForConditionalGeneration, llm: LLMSource) -> None:
 
 
 def _fill_encoder(model: MedMVLForConditionalGeneration, modality: str, encoder: EncoderSource) -> None:
-    if isinstance(encoder, EncoderSpec | str):
+    if isinstance(encoder, EncoderSpec | str) or (module := pretrained_encoder(encoder)) is None:
         return
-    settings = dict(encoder)
+    model.towers[modality].encoder = module
+
+
+def pretrained_encoder(settings: dict[str, Any]) -> EncoderModule | None:
+    """Return the encoder with the weights that its `init_from` names; None for one that starts fresh."""
+    settings = dict(settings)
     folder = _init_from(settings)
     if folder is None:
-        return
+        return None
     if is_own_checkpoint(folder):
-        module: EncoderModule = own_encoder(folder, settings)
-    else:
-        module = ENCODERS[settings["name"]].from_pretrained(folder, **settings)[1]
-    model.towers[modality].encoder = module
+        return own_encoder(folder, settings)
+    return ENCODERS[settings["name"]].from_pretrained(folder, **settings)[1]
 
 
 def _load(loader: Any, source: str, what: str) -> Any:

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.generation.logits_process import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from transformers.modeling_outputs import ModelOutput
 
-from medmvl.errors import CheckpointError, ModelError
+from medmvl.errors import ModelError
 from medmvl.models.configuration import MedMVLConfig
 from medmvl.models.fusion import scatter_embeddings, without_placeholders
+from medmvl.models.strict import StrictModel
 from medmvl.models.tower import Tower
 
 #: Inputs that carry pixels or features; they matter for the prompt only, not for generated tokens.
@@ -41,7 +41,7 @@ class MedMVLOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class MedMVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
     """A medical vision-language model: towers for images and volumes in front of a causal LLM.
 
     `language_model` is the complete causal LM, head included, so that what is particular to an LLM (tied embeddings,
@@ -249,41 +249,16 @@ class MedMVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         return from_parts(llm, **parts)
 
-    @classmethod
-    def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint folder; every weight must be there.
-
-        Raises:
-            CheckpointError: if the folder is not a whole checkpoint of ours.
-        """
-        wants_info = kwargs.pop("output_loading_info", False)
-        try:
-            loaded: Any = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{folder} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
-        model, info = loaded
-        broken = {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys", "unexpected_keys")}
-        if any(broken.values()):
-            raise CheckpointError(
-                f"The weights in {folder} do not fit its config.json: "
-                + "; ".join(
-                    f"{len(keys)} {kind.replace('_', ' ')} ({keys[0]}, ...)" for kind, keys in broken.items() if keys
-                )
-                + ". The folder is incomplete or its config was edited; copy it again from where it was written."
-            )
-        return (model, info) if wants_info else model
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save under the module's own key names, so that whatever loads a state dict finds every key."""
-        kwargs.setdefault("save_original_format", False)
-        super().save_pretrained(*args, **kwargs)
+    def parts(self) -> dict[str, nn.Module]:
+        """Return the parts by name: `llm`, `image_encoder`, `image_connector`, `volume_encoder`, ..."""
+        found: dict[str, nn.Module] = {"llm": self.language_model}
+        for modality, tower in self.towers.items():
+            assert isinstance(tower, Tower)
+            found[f"{modality}_encoder"] = tower.encoder
+            found[f"{modality}_connector"] = tower.connector
+        return found
 
 
 def parts(model: MedMVLForConditionalGeneration) -> dict[str, nn.Module]:
-    """Return the parts of a model by name: `llm`, `image_encoder`, `image_connector`, `volume_encoder`, ..."""
-    found: dict[str, nn.Module] = {"llm": model.language_model}
-    for modality, tower in model.towers.items():
-        assert isinstance(tower, Tower)
-        found[f"{modality}_encoder"] = tower.encoder
-        found[f"{modality}_connector"] = tower.connector
-    return found
+    """Return the parts of a model by name, see `MedMVLForConditionalGeneration.parts`."""
+    return model.parts()

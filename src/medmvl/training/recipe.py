@@ -79,12 +79,12 @@ class TowerSection(Section):
 
 
 class ModelSection(Section):
-    """The model: a ready checkpoint, or parts."""
+    """The model: a ready checkpoint, or parts; without an LLM an encoder alone, for contrastive stages."""
 
     from_: str | None = Field(default=None, alias="from")
     """Folder of a ready checkpoint; give this or `llm` with towers."""
     llm: LLMSection | None = None
-    """The language model."""
+    """The language model; a recipe whose stages are all contrastive may do without."""
     image: TowerSection | None = None
     """The tower for 2D images."""
     volume: TowerSection | None = None
@@ -94,18 +94,26 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:
-        if (self.from_ is None) == (self.llm is None):
+        if self.from_ is not None and self.llm is not None:
             raise ValueError("give either `from` (a checkpoint folder) or `llm` (and towers), not both")
         if self.from_ is not None and (self.image or self.volume):
             raise ValueError("a model `from` a checkpoint brings its towers; remove `image` and `volume`")
+        if not (self.from_ or self.llm or self.image or self.volume):
+            raise ValueError("give `from` (a checkpoint folder), or `llm` (and towers)")
         return self
+
+    @property
+    def encoder_only(self) -> bool:
+        """Whether there is no LLM: what is trained is an encoder, with contrastive stages."""
+        return self.from_ is None and self.llm is None
 
     def part_names(self) -> list[str]:
         """Return the parts that this section builds; empty if they are known only once the checkpoint is read."""
-        if self.llm is None:
+        if self.from_ is not None:
             return []
         towers = [name for name in ("image", "volume") if getattr(self, name) is not None]
-        return ["llm", *(f"{tower}_{part}" for tower in towers for part in ("encoder", "connector"))]
+        kinds = ("encoder",) if self.encoder_only else ("encoder", "connector")
+        return [*([] if self.encoder_only else ["llm"]), *(f"{tower}_{kind}" for tower in towers for kind in kinds)]
 
 
 class DataSection(Section):
@@ -119,6 +127,8 @@ class DataSection(Section):
     """Folder of the volumes, below `data_root`; default: the file's own folder."""
     weight: Positive = 1.0
     """How often a record is seen per epoch; 2 is twice, 0.5 every second record (others each epoch)."""
+    tasks: list[str] | None = None
+    """Only the records whose `task` is one of these, such as [report]; the whole file is read once to find them."""
 
 
 class LoRASection(Section):
@@ -178,11 +188,63 @@ class EvaluateSection(Section):
     """Stop when the loss has not improved for so many looks; the best weights are what the stage ends with."""
 
 
+class TextEncoderSection(Section):
+    """The text encoder of a contrastive stage; it trains with the image or volume encoder and stays with the stage."""
+
+    init_from: str | None = None
+    """Folder or hub name of a text encoder (BERT, RoBERTa, the text part of CLIP or SigLIP). Give this or `config`."""
+    config: dict[str, Any] | None = None
+    """Settings of a text encoder that starts with random weights, with `model_type`; `vocab_size` follows the tokenizer."""
+    tokenizer: TokenizerSection | str | None = None
+    """Folder or hub name of a tokenizer, or settings to train one; default: the one in `init_from`, else the model's, else
+    a trained one."""
+    max_length: Count | None = None
+    """Most tokens of a text; a longer one is cut at its end (`--dry-run` counts them). Default: what the encoder takes."""
+    pooling: Literal["mean", "first", "own"] = "mean"
+    """What stands for the text: the mean of its tokens, the first one (BERT's [CLS]), or the encoder's own pooling (CLIP's
+    end token, SigLIP's last one)."""
+    train: PartSetting = PartSection()
+    """How it trains: `full`, `frozen`, `lora` or settings."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TextEncoderSection:
+        if (self.init_from is None) == (self.config is None):
+            raise ValueError("give either `init_from` (a folder or hub name) or `config` (random weights), not both")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("`config` needs `model_type`, such as bert, clip_text_model or siglip_text_model")
+        return self
+
+
+class ContrastiveSection(Section):
+    """How a contrastive stage compares images or volumes with their reports."""
+
+    text: TextEncoderSection | None = None
+    """The text encoder; default: go on with that of the contrastive stage before, with its projections and temperature."""
+    loss: Literal["clip", "siglip"] = "clip"
+    """clip: softmax over the batch with a learned temperature (arXiv 2103.00020); siglip: a sigmoid for every pair, with a
+    learned temperature and bias (arXiv 2303.15343)."""
+    pooling: Literal["mean", "attention"] = "mean"
+    """What stands for an image or a volume: the mean of the encoder's tokens, or a learned query that attends to them."""
+    heads: Count = 8
+    """Heads of the attention pooling; a divisor of the encoder's width."""
+    dim: Count = 512
+    """Width of the space in which both are compared."""
+    temperature: Positive | None = None
+    """First temperature; default: 0.07 for clip, 0.1 for siglip, as in the papers."""
+    bias: float = -10.0
+    """First bias of the sigmoid loss."""
+
+
 class StageSection(Section):
     """One stage: what trains, on what, for how long."""
 
     name: FolderName
     """Name of the stage and of its folder."""
+    objective: Literal["language", "contrastive"] = "language"
+    """language: say the answers; contrastive: find the report of an image or volume among others, which trains an encoder
+    (CLIP-style). `template`, `packing`, `supervised_logits` and `feature_cache` mean something for language only."""
+    contrastive: ContrastiveSection | None = None
+    """Settings of a contrastive stage."""
     from_: str | None = Field(default=None, alias="from")
     """An earlier stage, or a checkpoint folder; default: the stage before, or the model for the first one."""
     train: dict[PartName, PartSetting]
@@ -253,7 +315,29 @@ class StageSection(Section):
         without = [name for name, part in trained.items() if part.lr is None and self.lr is None]
         if without:
             raise ValueError(f"no learning rate for {', '.join(without)}; set the stage's `lr` or the part's")
+        if self.objective == "contrastive":
+            self._check_contrastive(list(self.train))
+        elif self.contrastive is not None:
+            raise ValueError("`contrastive` is for stages with `objective: contrastive`")
         return self
+
+    def _check_contrastive(self, parts: list[str]) -> None:
+        if len(parts) != 1 or not parts[0].endswith("_encoder"):
+            raise ValueError(
+                f"a contrastive stage trains one encoder, `image_encoder` or `volume_encoder`, not {', '.join(parts)}; "
+                "the text encoder's setting is contrastive.text.train"
+            )
+        if self.batch_size < 2:
+            raise ValueError("a contrastive stage needs a batch_size of at least 2: a pair is told from the others")
+        if self.lr is None:
+            raise ValueError("a contrastive stage needs the stage's `lr`, for the projections and the temperature")
+        if self.template is not None or self.feature_cache:
+            raise ValueError("`template` and `feature_cache` have no meaning in a contrastive stage; remove them")
+
+    @property
+    def modality(self) -> Literal["image", "volume"]:
+        """What a contrastive stage pairs with texts."""
+        return "image" if "image_encoder" in self.train else "volume"
 
 
 class RunSection(Section):
@@ -329,6 +413,8 @@ class Recipe(Section):
             at = f"stages[{index}] ({stage.name})"
             if stage.name in earlier:
                 raise ValueError(f"{at}: two stages have this name")
+            if self.model.encoder_only and stage.objective != "contrastive":
+                raise ValueError(f"{at}: it needs a language model; give `model.llm`, or `objective: contrastive`")
             self._check_data(at, stage)
             known = self.model.part_names()
             strange = [part for part in stage.train if known and part not in known]

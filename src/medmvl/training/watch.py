@@ -30,35 +30,25 @@ logger = logging.getLogger(__name__)
 BATCH = 8
 
 
-class Watch(StageCallback):
-    """Evaluates every so many steps, keeps the best checkpoint, and stops when it does not get better.
+class HeldOut(StageCallback):
+    """Looks at held-out data every so many steps, keeps the best checkpoint, and stops when it does not get better.
 
-    Rows go to `evaluation.jsonl` (`stage`, `step`, `data`, `loss` in nats per supervised token, `tokens`; `data` is "all"
-    in the row that decides what is best) and `samples.jsonl` (`stage`, `step`, `data`, `id`, `question`, `answer`,
-    `prediction`). Nothing here draws random numbers: a run that is watched has the same course as one that is not.
+    Rows go to `evaluation.jsonl` (`stage`, `step`, `data`, `loss`, ...; `data` is "all" in the row that decides what is
+    best) and `samples.jsonl` (`stage`, `step`, `data`, `id`, `question`, `answer`, `prediction`, ...). Nothing here draws
+    random numbers: a run that is watched has the same course as one that is not.
 
     Args:
         folder: the run folder.
         stage: name of the stage.
         settings: what to look at.
         datasets: name -> held-out records.
-        processor: encodes and decodes.
-        packed: the LLM runs with the attention for packed rows.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        stage: str,
-        settings: EvaluateSection,
-        datasets: Mapping[str, SampleDataset],
-        processor: MedMVLProcessor,
-        packed: bool,
+        self, folder: Path, stage: str, settings: EvaluateSection, datasets: Mapping[str, SampleDataset]
     ) -> None:
         self._losses, self._samples = folder / "evaluation.jsonl", folder / "samples.jsonl"
-        self._stage, self._settings, self._datasets, self._processor = stage, settings, datasets, processor
-        self._make_batch = BatchMaker(processor, packed, supervised_only=True)
-        self._packed = packed
+        self._stage, self._settings, self._datasets = stage, settings, datasets
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -90,9 +80,37 @@ class Watch(StageCallback):
 
     def _evaluate(self, state: TrainerState) -> float:
         """Write the rows of one look and return the loss over all data."""
+        raise NotImplementedError
+
+
+class Watch(HeldOut):
+    """Loss and generated answers of a language stage: `loss` in nats per supervised token, and `tokens`.
+
+    Args:
+        folder, stage, settings, datasets: as for `HeldOut`.
+        processor: encodes and decodes.
+        packed: the LLM runs with the attention for packed rows.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        stage: str,
+        settings: EvaluateSection,
+        datasets: Mapping[str, SampleDataset],
+        processor: MedMVLProcessor,
+        packed: bool,
+    ) -> None:
+        super().__init__(folder, stage, settings, datasets)
+        self._processor = processor
+        self._make_batch = BatchMaker(processor, packed, supervised_only=True)
+        self._packed = packed
+
+    def _evaluate(self, state: TrainerState) -> float:
+        """Write the rows of one look and return the loss over all data."""
         model = self.trainer.applied.model
         rows, totals = [], torch.zeros(2, dtype=torch.float64)
-        with _evaluating(model):
+        with evaluating(model):
             for name, dataset in self._datasets.items():
                 sums = self._loss(model, dataset)
                 totals += sums
@@ -101,7 +119,7 @@ class Watch(StageCallback):
                 self._generate(model, state)
         rows.append(self._row(state, "all", totals))
         if state.is_world_process_zero:
-            _append(self._losses, rows)
+            append_rows(self._losses, rows)
         return float(totals[0] / totals[1])
 
     def _row(self, state: TrainerState, data: str, sums: torch.Tensor) -> dict[str, Any]:
@@ -153,11 +171,11 @@ class Watch(StageCallback):
                 row = {"stage": self._stage, "step": state.global_step, "data": name, "id": sample.id}
                 row |= {"question": sample.messages[-1].text, "answer": sample.answer}
                 rows.append(row | {"prediction": self._processor.tokenizer.decode(answer, skip_special_tokens=True)})
-        _append(self._samples, rows)
+        append_rows(self._samples, rows)
 
 
 @contextmanager
-def _evaluating(model: torch.nn.Module) -> Iterator[None]:
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
     """Switch dropout and autograd off for a while."""
     model.eval()
     try:
@@ -167,7 +185,8 @@ def _evaluating(model: torch.nn.Module) -> Iterator[None]:
         model.train()
 
 
-def _append(path: Path, rows: list[dict[str, Any]]) -> None:
+def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Add rows to a file of JSON Lines."""
     with path.open("a", encoding="utf-8") as handle:
         handle.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 

@@ -1,0 +1,67 @@
+"""What all our models share as checkpoints: a folder is loaded whole or not at all."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from transformers import PreTrainedModel
+
+from medmvl.errors import CheckpointError
+
+
+class StrictModel(PreTrainedModel):
+    """A model whose folders must fit it to the last weight."""
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint folder; every weight must be there.
+
+        Raises:
+            CheckpointError: if the folder is not a whole checkpoint of this kind of model.
+        """
+        wants_info = kwargs.pop("output_loading_info", False)
+        _check_kind(folder, cls.config_class.model_type)
+        try:
+            loaded: Any = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{folder} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+        model, info = loaded
+        broken = {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys", "unexpected_keys")}
+        if any(broken.values()):
+            raise CheckpointError(
+                f"The weights in {folder} do not fit its config.json: "
+                + "; ".join(
+                    f"{len(keys)} {kind.replace('_', ' ')} ({keys[0]}, ...)" for kind, keys in broken.items() if keys
+                )
+                + ". The folder is incomplete or its config was edited; copy it again from where it was written."
+            )
+        return (model, info) if wants_info else model
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save under the module's own key names, so that whatever loads a state dict finds every key."""
+        kwargs.setdefault("save_original_format", False)
+        super().save_pretrained(*args, **kwargs)
+
+
+def _check_kind(folder: Any, wanted: str) -> None:
+    """Refuse a folder of ours that holds the other kind of model; what else may be wrong shows when it is loaded.
+
+    Raises:
+        CheckpointError: saying what the folder holds.
+    """
+    try:
+        found = json.loads((Path(str(folder)) / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return
+    if str(found).startswith("medmvl") and found != wanted:
+        kinds = {
+            "medmvl": "a model with an LLM, which answers questions",
+            "medmvl-dual-encoder": "the dual encoder of a contrastive stage, which finds reports (medmvl evaluate "
+            "--benchmark retrieval) and is where other recipes' encoders start from (init_from)",
+        }
+        raise CheckpointError(
+            f"{folder} holds {kinds.get(found, found)}; wanted here is {kinds.get(wanted, wanted)}. Give another folder."
+        )
