@@ -115,11 +115,11 @@ def _unused(dual: DualEncoder) -> set[nn.Parameter]:
     trained = [parameter for parameter in encoder.parameters() if parameter.requires_grad]
     if not trained:
         return set()
-    ids = torch.zeros(1, 2, dtype=torch.int64)
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=trained[0].device)
     training = encoder.training
     encoder.eval()  # draws no random numbers
     with torch.enable_grad():
-        pooled = pool_text(encoder, ids, torch.ones_like(ids), dual.config.spec.text_pooling)
+        pooled = pool_text(encoder, ids, None, dual.config.spec.text_pooling)
         gradients = torch.autograd.grad(pooled.float().sum(), trained, allow_unused=True)
     encoder.train(training)
     return {parameter for parameter, gradient in zip(trained, gradients, strict=True) if gradient is None}

@@ -77,6 +77,7 @@ class ContrastiveTrainer(StageTrainer):
     def __init__(self, applied: AppliedStage, *args: Any, **kwargs: Any) -> None:
         super().__init__(applied, *args, **kwargs)
         self.loss_is_scaled_for_ga = True
+        self._waiting: list[dict[str, Any]] = []
         self._handed: deque[_Handed] = deque()
         self._step: _StepLoss | None = None
 
@@ -87,11 +88,9 @@ class ContrastiveTrainer(StageTrainer):
         return model
 
     def get_batch_samples(self, epoch_iterator: Iterator, num_batches: int, device: torch.device) -> tuple[list, Any]:
-        """Collect a step's micro-batches; with several of them, run all once to know the gradients of their features."""
+        """Collect a step's micro-batches, and keep them at hand: its loss needs all of them."""
         batches, count = super().get_batch_samples(epoch_iterator, num_batches, device)
-        self._dual.limit_scale()
-        if len(batches) > 1:
-            self._run_ahead(batches)
+        self._waiting = batches
         return batches, count
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
@@ -122,6 +121,13 @@ class ContrastiveTrainer(StageTrainer):
 
         All micro-batches share one loss; whose records are suspect if it is not finite is told by their features.
         """
+        if (
+            self._waiting
+        ):  # the first one of a step; not before, since a resumed run gets its random numbers back only now
+            waiting, self._waiting = self._waiting, []
+            self._dual.limit_scale()
+            if len(waiting) > 1:
+                self._run_ahead(waiting)
         loss = super().training_step(*args, **kwargs)
         self.facts.losses[-1] = torch.where(self._finite, 0.0, torch.nan)
         return loss

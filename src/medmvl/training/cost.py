@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from medmvl.errors import RecipeError, did_you_mean
+from medmvl.errors import DataError, RecipeError, did_you_mean
 
 #: Dense bf16 matrix peak in TFLOP/s and memory in GB, from the makers' data sheets.
 DEVICES: dict[str, tuple[float, float]] = {
@@ -30,6 +30,9 @@ DEVICES: dict[str, tuple[float, float]] = {
 
 #: Share of the peak that a training step of this kind reaches; what well-kept code does on one node.
 UTILISATION = 0.4
+
+#: A dry run names so many faulty records and then only counts them.
+NAMED_FAULTS = 20
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,49 @@ class Hardware:
         if name not in DEVICES or count < 1:
             raise RecipeError(f"Unknown hardware {text!r}; write it as 2xA100-80GB. {did_you_mean(name, DEVICES)}")
         return cls(name, count, *DEVICES[name])
+
+    def hours(self, flops: float) -> float:
+        """Return how long so many FLOPs take on all devices together."""
+        return flops / (self.count * self.tflops * 1e12 * UTILISATION) / 3600
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage will do and cost.
+
+    Attributes:
+        name: of the stage.
+        steps: optimiser steps.
+        records: records seen.
+        tokens: mean tokens of a step; `supervised` of them carry the loss.
+        longest: tokens of the longest record.
+        flops: per step.
+        gigabytes: needed per device.
+        hours: on the hardware, if one was named.
+        cut: records of which a part will not be seen: texts of a contrastive stage that are too long.
+    """
+
+    name: str
+    steps: int
+    records: int
+    tokens: float
+    supervised: float
+    longest: int
+    flops: float
+    gigabytes: float
+    hours: float | None
+    cut: int = 0
+
+
+def refuse_faulty(faults: list[str]) -> None:
+    """Raise if records cannot be used.
+
+    Raises:
+        DataError: naming the first of them.
+    """
+    if faults:
+        more = f"\n  ... and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
+        raise DataError("\n  ".join([f"{len(faults)} record(s) cannot be used:", *faults[:NAMED_FAULTS]]) + more)
 
 
 @dataclass(frozen=True)

@@ -154,10 +154,15 @@ def _add_adapters(part: nn.Module, settings: LoRASection, name: str) -> LoraMode
 
 
 def _linear_names(part: nn.Module) -> list[str]:
-    """Return the last names of a part's linear layers."""
-    names = {name.rpartition(".")[2] for name, module in part.named_modules() if isinstance(module, nn.Linear)}
+    """Return the last names of a part's linear layers; a number only with what it counts, since blocks have numbers too."""
+    names = {_last_name(name) for name, module in part.named_modules() if isinstance(module, nn.Linear)}
     # torch's MultiheadAttention reads its output layer's weight without calling the layer, so no adapter can sit there.
     return sorted(names - {"out_proj"} if _has_fused_attention(part) else names)
+
+
+def _last_name(name: str) -> str:
+    steps = name.split(".")
+    return ".".join(steps[-2:]) if steps[-1].isdigit() else steps[-1]
 
 
 def _has_fused_attention(part: nn.Module) -> bool:
