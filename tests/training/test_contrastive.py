@@ -199,8 +199,8 @@ def test_a_killed_stage_resumes_exactly(contrastive, tmp_path, size):
     killed_at(5, settings, tmp_path / "run")
     assert not (tmp_path / "run" / "s0" / "encoder").exists()
     train(settings, tmp_path / "run", resume=True)
-    logs = [read_log(tmp_path / name / "log.jsonl") for name in ("whole", "run")]
-    assert [[row["loss"] for row in log] for log in logs][0] == [row["loss"] for row in logs[1]]
+    whole, resumed = ([row["loss"] for row in read_log(tmp_path / name / "log.jsonl")] for name in ("whole", "run"))
+    assert whole == resumed
     for folder in ("s0", "s0/encoder", "model"):
         weights, others = (load_file(tmp_path / run / folder / "model.safetensors") for run in ("whole", "run"))
         assert all(torch.equal(weights[key], others[key]) for key in weights)

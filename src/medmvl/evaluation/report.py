@@ -43,6 +43,8 @@ LABELS = {
     "acc_iou50": "accuracy at IoU 0.5",
     "label_f1_macro": "label F1, macro (rule-based)",
     "label_f1_micro": "label F1, micro (rule-based)",
+    **{f"image_to_text_r_at_{k}": f"image → report, R@{k}" for k in (1, 5, 10)},
+    **{f"text_to_image_r_at_{k}": f"report → image, R@{k}" for k in (1, 5, 10)},
 }
 KINDS = (
     ("changed", "What the image changed most", "Answers that gained most over the controls."),

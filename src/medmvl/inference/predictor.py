@@ -103,11 +103,7 @@ class Predictor:
             raise CheckpointError(
                 f"{path} is not a checkpoint folder: it has no config.json. Give the folder of a model."
             )
-        target = torch.device(device) if device else _default_device()
-        if dtype not in (*_DTYPES, "auto"):
-            raise RecipeError(f"Unknown dtype {dtype!r}. Known: auto, {', '.join(_DTYPES)}.")
-        on_cpu = target.type == "cpu"
-        wanted = _DTYPES.get(dtype, torch.float32 if on_cpu else "auto")
+        target, wanted = place(device, dtype)
         model = MedMVLForConditionalGeneration.from_pretrained(path, dtype=wanted).to(target)
         processor = load_processor(path)
         if template is not None:
@@ -264,6 +260,18 @@ def _until_stop(ids: list[int], stops: list[int]) -> list[int]:
     """Return the ids up to and including the first stop token; what follows is padding."""
     end = next((index + 1 for index, token in enumerate(ids) if token in stops), len(ids))
     return ids[:end]
+
+
+def place(device: str | None, dtype: str) -> tuple[torch.device, Any]:
+    """Return where a model goes and what its weights are loaded as, of a user's words; see `Predictor.from_pretrained`.
+
+    Raises:
+        RecipeError: for an unknown dtype.
+    """
+    target = torch.device(device) if device else _default_device()
+    if dtype not in (*_DTYPES, "auto"):
+        raise RecipeError(f"Unknown dtype {dtype!r}. Known: auto, {', '.join(_DTYPES)}.")
+    return target, _DTYPES.get(dtype, torch.float32 if target.type == "cpu" else "auto")
 
 
 def _default_device() -> torch.device:

@@ -152,12 +152,14 @@ def medium_of(sample: Sample, modality: Modality) -> str:
 
 
 def text_of(sample: Sample) -> str:
-    """Return the text of a sample: its assistant turns, a line each; without any, its `answer`.
+    """Return the text of a sample: its assistant turns, a line each, and the `answer` to a question that stands last.
 
     Raises:
         DataError: naming the sample, if there is no text.
     """
-    said = [message.text for message in sample.messages if message.role == "assistant"] or [sample.answer or ""]
+    said = [message.text for message in sample.messages if message.role == "assistant"]
+    if sample.answer and not (sample.messages and sample.messages[-1].role == "assistant"):
+        said.append(sample.answer)
     text = "\n".join(said).replace(IMAGE_PLACEHOLDER, " ").replace(VOLUME_PLACEHOLDER, " ").strip()
     if not text:
         raise DataError(f"Sample {sample.id}: it has no text to pair with. Give it an answer, or leave it out.")

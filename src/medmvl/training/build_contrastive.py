@@ -13,6 +13,7 @@ from medmvl.errors import RecipeError
 from medmvl.models import MedMVLConfig
 from medmvl.models.assemble import pretrained_encoder, tower_spec
 from medmvl.models.contrastive import ContrastSpec, DualEncoder, DualEncoderConfig
+from medmvl.models.contrastive.folder import dual_encoder_folder
 from medmvl.models.contrastive.losses import FIRST_TEMPERATURE
 from medmvl.models.contrastive.text import is_padded_to_length, longest_text, pretrained_text_encoder, text_config
 from medmvl.models.encoders import EncoderModule
@@ -32,10 +33,6 @@ from medmvl.training.recipe import ContrastiveSection, Recipe, StageSection, Tex
 
 #: Longest text where neither the recipe nor the text encoder sets a limit.
 LONGEST_TEXT = 512
-
-
-#: The dual encoder of a finished stage, in a recipe with an LLM.
-ENCODER = "encoder"
 
 
 @dataclass(frozen=True)
@@ -224,10 +221,9 @@ def _dual_folder(stage: StageSection, source: Path | None) -> Path:
     Raises:
         RecipeError: if there is none for this modality.
     """
-    for folder in (source, source / ENCODER) if source is not None else ():
-        is_dual = own_kind(str(folder)) == DUAL_ENCODER
-        if is_dual and DualEncoderConfig.from_pretrained(folder).modality == stage.modality:
-            return folder
+    folder = dual_encoder_folder(source, stage.modality) if source is not None else None
+    if folder is not None:
+        return folder
     raise RecipeError(
         f"Stage {stage.name!r} names no text encoder, and what it starts from ({source or 'the model'}) is no contrastive "
         f"stage for {stage.modality}s. Give contrastive.text, such as {{init_from: bert-base-uncased}}."

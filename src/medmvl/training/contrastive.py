@@ -18,11 +18,12 @@ from medmvl.data.sample import Sample
 from medmvl.errors import RecipeError
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.models.contrastive import DualEncoder
+from medmvl.models.contrastive.folder import ENCODER
 from medmvl.models.contrastive.text import pool_text
 from medmvl.processing import MedMVLProcessor
 from medmvl.processing.pairs import PairProcessor
 from medmvl.training.batches import CHARACTERS_PER_TOKEN, EncodedRecords, StepSampler, StepShape
-from medmvl.training.build_contrastive import ENCODER, build_dual_encoder
+from medmvl.training.build_contrastive import build_dual_encoder
 from medmvl.training.checkpoints import whole_folder
 from medmvl.training.contrastive_trainer import ContrastiveTrainer, PairBatches
 from medmvl.training.distributed import barrier, is_main_process
