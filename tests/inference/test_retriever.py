@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image as PILImage
+from tests.tiny import IMAGE_SIZE, SIGLIP, make_tokenizer
 
 from medmvl.data.formats import write_records
 from medmvl.errors import CheckpointError, DataError
@@ -19,9 +20,14 @@ from medmvl.models.contrastive.retrieval import both_ways, chance, recalls
 from medmvl.models.contrastive.text import text_config
 from medmvl.processing import ImageProcessor
 from medmvl.processing.pairs import PairProcessor
-from tests.tiny import IMAGE_SIZE, SIGLIP, make_tokenizer
 
-BERT = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+BERT = {
+    "model_type": "bert",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +48,13 @@ def file(tmp_path_factory):
     rows = []
     for i in range(7):
         PILImage.fromarray(rng.integers(0, 255, (40, 40), dtype=np.uint8)).save(folder / f"{i}.png")
-        turns = [{"from": "human", "value": "<image>\nReport?"}, {"from": "gpt", "value": f"Finding {i % 4 if i < 5 else i}."}]
-        rows.append({"id": f"r{i}", "conversations": turns, "image": [f"{1 if i == 5 else i}.png"], "patient": f"p{i % 4}"})
+        turns = [
+            {"from": "human", "value": "<image>\nReport?"},
+            {"from": "gpt", "value": f"Finding {i % 4 if i < 5 else i}."},
+        ]
+        rows.append(
+            {"id": f"r{i}", "conversations": turns, "image": [f"{1 if i == 5 else i}.png"], "patient": f"p{i % 4}"}
+        )
     write_records(folder / "records.jsonl", rows)
     return folder / "records.jsonl"
 
@@ -80,7 +91,9 @@ def test_controls_know_nothing(retriever, file, tmp_path):
     blank = list(iter_jsonl(tmp_path / "blank.jsonl"))
     assert len({row["prediction"] for row in blank}) == 1
     # All images are equal, so every wrong one comes before the right ones.
-    assert all(row["retrieval"]["text_to_image"]["rank"] == 8 - row["retrieval"]["text_to_image"]["right"] for row in blank)
+    assert all(
+        row["retrieval"]["text_to_image"]["rank"] == 8 - row["retrieval"]["text_to_image"]["right"] for row in blank
+    )
     plain = tmp_path / "plain.jsonl"
     retrieve_file(retriever, file, plain)
     assert [row["retrieval"] for row in iter_jsonl(plain)] != [

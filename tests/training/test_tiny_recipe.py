@@ -20,7 +20,7 @@ TINY = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
 def test_tiny_recipe_runs_from_nothing(tmp_path):
     # Fewer steps and patients than the recipe has: what is tested is the path, not the patience.
     changes = ["phantoms={train: 4, val: 2, test: 2}", "run.device=cpu", f"data_root={tmp_path / 'data'}"]
-    changes += [f"stages.{name}.max_steps=2" for name in ("align", "instruct", "adapt")]
+    changes += [f"stages.{name}.max_steps=2" for name in ("contrast", "align", "instruct", "adapt")]
     arguments = ["train", str(TINY), "--out", str(tmp_path / "run")]
     for change in changes:
         arguments += ["--set", change]
@@ -28,7 +28,7 @@ def test_tiny_recipe_runs_from_nothing(tmp_path):
     assert result.exit_code == 0
     assert str(tmp_path / "run" / "model") in result.output
     stages = [row["stage"] for row in read_log(tmp_path / "run" / "log.jsonl")]
-    assert stages == ["align"] * 2 + ["instruct"] * 2 + ["adapt"] * 2
+    assert stages == ["contrast"] * 2 + ["align"] * 2 + ["instruct"] * 2 + ["adapt"] * 2
     assert (tmp_path / "data" / "phantoms" / "2d" / "test.jsonl").is_file()
     again = CliRunner().invoke(app, [*arguments, "--resume"], catch_exceptions=False)
     assert again.exit_code == 0
@@ -42,7 +42,8 @@ def test_tiny_recipe_holds_every_kind_of_stage():
     kinds = [
         {name: part if isinstance(part, str) else part["mode"] for name, part in s["train"].items()} for s in stages
     ]
-    assert set(kinds[0]) == {"image_connector", "volume_connector"}
-    assert set(kinds[1].values()) == {"full"}
-    assert len(kinds[1]) == 5
-    assert kinds[2]["llm"] == "lora"
+    assert stages[0]["objective"] == "contrastive"
+    assert set(kinds[1]) == {"image_connector", "volume_connector"}
+    assert set(kinds[2].values()) == {"full"}
+    assert len(kinds[2]) == 5
+    assert kinds[3]["llm"] == "lora"

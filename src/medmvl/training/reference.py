@@ -14,6 +14,7 @@ from pydantic_core import PydanticUndefined
 from medmvl.files import write_text
 from medmvl.training.recipe import (
     PART_NAMES,
+    ContrastiveSection,
     DataSection,
     EvaluateSection,
     LLMSection,
@@ -25,6 +26,7 @@ from medmvl.training.recipe import (
     RunSection,
     Section,
     StageSection,
+    TextEncoderSection,
     TokenizerSection,
     TowerSection,
 )
@@ -40,6 +42,8 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("stages[]", StageSection),
     ("stages[].train.PART", PartSection),
     ("stages[].train.PART.lora", LoRASection),
+    ("stages[].contrastive", ContrastiveSection),
+    ("stages[].contrastive.text", TextEncoderSection),
     ("stages[].evaluate", EvaluateSection),
     ("run", RunSection),
     ("phantoms", PhantomSection),

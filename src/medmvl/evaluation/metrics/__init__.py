@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medmvl.errors import EvaluationError
-from medmvl.evaluation.metrics import bleu, boxes, choice, cider, meteor, retrieval, rouge, vqa
+from medmvl.evaluation.metrics import bleu, boxes, choice, cider, meteor, rouge, vqa
 from medmvl.evaluation.metrics.base import Metric
 from medmvl.evaluation.metrics.labeller import LABELLERS
 from medmvl.evaluation.metrics.labels import label_f1
@@ -41,7 +41,6 @@ for _metric in (
     boxes.MIOU,
     boxes.ACC_IOU50,
     boxes.MIOU_PUBLISHED,
-    *retrieval.RECALLS.values(),
     *(label_f1(kind, name) for name in LABELLERS for kind in ("macro", "micro")),
 ):
     METRICS.add(_metric.name, _metric)
