@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import random
 import shutil
 
 import numpy as np
@@ -17,13 +18,14 @@ from medmvl.errors import DataError, RecipeError
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.models.contrastive import DualEncoder
 from medmvl.processing.pairs import PairProcessor
-from medmvl.training.recipe_io import load_recipe
+from medmvl.training.recipe_io import dump_recipe, load_recipe
 from medmvl.training.run import TrainingInterruptedError, train
 from medmvl.training.run_folder import read_log
 from medmvl.training.trainer import StageTrainer
 
 from .conftest import MODEL, turns
 from .test_distributed import in_two_processes
+from .test_resume import run_with_kills, start_fork
 
 TEXT = {
     "config": {
@@ -206,6 +208,24 @@ def test_a_killed_stage_resumes_exactly(contrastive, tmp_path, size):
         assert all(torch.equal(weights[key], others[key]) for key in weights)
 
 
+@pytest.mark.slow
+def test_real_kills_at_random_moments_change_nothing(contrastive, tmp_path):
+    text = copy.deepcopy(TEXT)
+    text["config"] |= {"hidden_dropout_prob": 0.2}
+    stage = stage_of("volume", max_steps=40, save_every=1, micro_batch_size=3, contrastive={"text": text})
+    settings = contrastive(stage)
+    train(settings, tmp_path / "whole")
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(load_recipe(settings)))
+    dice = random.Random(0)
+    delays = [dice.uniform(0, 0.2) for _ in range(10)]
+    assert run_with_kills(start_fork, tmp_path / "recipe.yaml", tmp_path / "run", delays) >= 8
+    whole, resumed = ([row["loss"] for row in read_log(tmp_path / name / "log.jsonl")] for name in ("whole", "run"))
+    assert whole == resumed
+    for folder in ("s0", "s0/encoder"):
+        weights, others = (load_file(tmp_path / run / folder / "model.safetensors") for run in ("whole", "run"))
+        assert all(torch.equal(weights[key], others[key]) for key in weights)
+
+
 def test_the_trained_encoder_goes_on_in_later_stages(contrastive, tmp_path):
     language = {"train": {"volume_connector": "full"}, "data": ["volume"], "max_steps": 1}
     train(contrastive(stage_of("volume"), language), tmp_path / "run")
@@ -303,20 +323,22 @@ def test_a_text_encoder_with_a_head_that_is_not_used(contrastive, tmp_path):
 
 def test_held_out_retrieval_is_logged_and_changes_nothing(contrastive, tmp_path, pairs):
     write_records(pairs / "held.jsonl", list(read_records(pairs / "image.jsonl"))[:9])
-    data = {"image": {"path": "image.jsonl", "tasks": ["report"]}, "held": {"path": "held.jsonl"}}
-    evaluate = {"data": ["held"], "every": 2, "samples": 9, "generate": 2}
+    write_records(pairs / "one.jsonl", list(read_records(pairs / "image.jsonl"))[9:10])  # less than there are processes
+    data = {name: {"path": f"{name}.jsonl", "tasks": ["report"]} for name in ("image", "held", "one")}
+    evaluate = {"data": ["held", "one"], "every": 2, "samples": 9, "generate": 2}
     plain, seen = stage_of("image"), stage_of("image", evaluate=evaluate)
     train(contrastive(plain, data=data), tmp_path / "plain")
     train(contrastive(seen, data=data), tmp_path / "run")
     losses = [[row["loss"] for row in read_log(tmp_path / name / "log.jsonl")] for name in ("plain", "run")]
     assert losses[0] == losses[1]
     looks = rows(tmp_path / "run" / "evaluation.jsonl")
-    assert [(row["step"], row["data"]) for row in looks] == [(s, d) for s in (2, 3) for d in ("held", "all")]
+    assert [(row["step"], row["data"]) for row in looks] == [(s, d) for s in (2, 3) for d in ("held", "one", "all")]
     assert {f"{way}_r_at_{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)} <= set(looks[0])
-    assert looks[0]["pairs"] == 9
+    assert [look["pairs"] for look in looks[:3]] == [9, 1, 10]
+    assert looks[1]["text_to_image_r_at_1"] == 1.0
     assert looks[0]["image_to_text_r_at_10"] == 1.0
     shown = rows(tmp_path / "run" / "samples.jsonl")
-    assert [row["id"] for row in shown] == ["r0", "r1"] * 2
+    assert [row["id"] for row in shown] == ["r0", "r1", "r9"] * 2
     assert all(1 <= row["rank"] <= 9 and row["prediction"] and row["answer"] for row in shown)
     in_two_processes(lambda: train(contrastive(seen, data=data), tmp_path / "two"))
     for one, two in zip(looks, rows(tmp_path / "two" / "evaluation.jsonl"), strict=True):
