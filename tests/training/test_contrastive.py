@@ -446,4 +446,4 @@ def test_a_processor_survives_its_folder_and_cuts_long_texts(contrastive, tmp_pa
     assert processor.tokenize(data[14])[1] is False
     first, equal, other = (processor.encode(data[i]) for i in (0, 0, 1))
     assert first["media_key"] == equal["media_key"] != other["media_key"]
-    assert first["pixels"].shape == (1, 4, 16, 16)
+    assert first["volume_values"].shape == (1, 1, 4, 16, 16)

@@ -96,7 +96,7 @@ class Retriever:
     @torch.inference_mode()
     def blank(self, dataset: SampleDataset) -> Tensor:
         """Return the feature of a black image or a volume of air, (dim,)."""
-        pixels = self.processor.encode(dataset[0])["pixels"]
+        (pixels,) = self.processor.collate([self.processor.encode(dataset[0])])["pixels"]
         return self._media(self.processor.blank_like(pixels)[None])[0]
 
     def _media(self, pixels: Tensor) -> Tensor:

@@ -23,6 +23,9 @@ Modality = Literal["image", "volume"]
 
 FILE = "pair_processor.json"
 
+#: Where the medium of an encoded pair stands, as in an encoded sample of a model with an LLM.
+PIXELS: dict[Modality, str] = {"image": "pixel_values", "volume": "volume_values"}
+
 
 class PairProcessor:
     """Makes pairs: one image or volume, and the text of the assistant's turns (or the `answer`) of its record.
@@ -73,32 +76,32 @@ class PairProcessor:
         """Return the tensors of a pair.
 
         Returns:
-            pixels (C, [D,] H, W) float32, input_ids (T,) int64, and `media_key` and `text_key`, scalars int64 that are
-            equal where the medium or the (cut) text of two pairs is.
+            pixel_values (1, C, H, W) or volume_values (1, C, D, H, W) float32 as of `MedMVLProcessor.encode`, input_ids (T,)
+            int64, and `media_key` and `text_key`, (1,) int64, equal where the medium or the (cut) text of two pairs is.
 
         Raises:
             DataError: naming the sample, if it is not a pair.
         """
         path, (ids, _) = medium_of(sample, self.modality), self.tokenize(sample)
         return {
-            "pixels": self.media(path),
             "input_ids": torch.tensor(ids),
-            "media_key": torch.tensor(_key(path)),
-            "text_key": torch.tensor(_key(repr(ids))),
+            PIXELS[self.modality]: self.media(path)[None],
+            "media_key": torch.tensor([_key(path)]),
+            "text_key": torch.tensor([_key(repr(ids))]),
         }
 
     def collate(self, pairs: Sequence[dict[str, Tensor]]) -> dict[str, Any]:
         """Return a batch: pixels (N, ...), input_ids and attention_mask (N, T), media_key and text_key (N,)."""
-        texts = collate([{"input_ids": pair["input_ids"]} for pair in pairs], self.tokenizer.pad_token_id)
-        batch: dict[str, Any] = dict(texts)
+        batch: dict[str, Any] = dict(collate(pairs, self.tokenizer.pad_token_id))
+        batch["pixels"] = batch.pop(PIXELS[self.modality])
         if self.padded:
             missing = self.max_length - batch["input_ids"].shape[1]
             batch["input_ids"] = torch.nn.functional.pad(
                 batch["input_ids"], (0, missing), value=self.tokenizer.pad_token_id
             )
             batch["attention_mask"] = None
-        for key in ("pixels", "media_key", "text_key"):
-            batch[key] = torch.stack([pair[key] for pair in pairs])
+        for key in ("media_key", "text_key"):
+            batch[key] = torch.cat([pair[key] for pair in pairs])
         return batch
 
     def blank_like(self, pixels: Tensor) -> Tensor:
