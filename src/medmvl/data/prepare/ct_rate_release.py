@@ -13,7 +13,6 @@ import nibabel
 import numpy as np
 
 from medmvl.data.prepare.base import Job
-from medmvl.data.prepare.tables import iter_csv
 from medmvl.errors import DataError
 
 METADATA = {"train": "train_metadata", "valid": "validation_metadata"}
@@ -121,7 +120,7 @@ def read_rescale(job: Job, base: Path, split: str) -> dict[str, Rescale]:
     if not file.is_file():
         return {}
     table = {}
-    for row in iter_csv(file, ["VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing"]):
+    for row in job.rows(file, ["VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing"]):
         x, y = ast.literal_eval(row["XYSpacing"] or "[1.0, 1.0]")
         z = float(row["ZSpacing"] or "nan")
         if math.isnan(z):
