@@ -10,7 +10,7 @@ from medmvl.data.formats import read_records
 from medmvl.errors import EvaluationError, MedMVLError
 from medmvl.evaluation.controls import check_control_names
 from medmvl.evaluation.gallery import pick_cases
-from medmvl.evaluation.items import Faults, Item, make_item, read_items
+from medmvl.evaluation.items import Faults, Item, has_reference, make_item, read_items
 from medmvl.evaluation.label_files import attach_labels, read_label_file
 from medmvl.evaluation.metrics.labels import PREDICTED
 from medmvl.evaluation.pictures import MediaRoots
@@ -167,7 +167,7 @@ def check_against_references(
     Raises:
         EvaluationError: with `strict`, at the first difference.
     """
-    expected = (_unanswered(record) for record in read_records(references))
+    expected = (_unanswered(record) for record in read_records(references) if has_reference(record))
     records = {item.id: item for item in expected if benchmark.belongs(item)}
     answered = {item.id for item in items}
     unknown = [item.id for item in items if item.id not in records]
