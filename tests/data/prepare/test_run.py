@@ -62,6 +62,13 @@ def test_rows_in_another_encoding_are_faults_like_others(table) -> None:
         convert("folder", table / "src", table / "out", options=options)
 
 
+def test_an_image_of_no_bytes_is_a_fault(table) -> None:
+    (table / "src" / "b.png").write_bytes(b"")
+    options = {"image": "file", "question": "q"}
+    result = convert("folder", table / "src", table / "out", options=options, max_fault_share=0.9)
+    assert result.ledger.examples["image is an empty file"] == ["b.png"]
+
+
 def test_unknown_names_are_answered_with_the_closest(table) -> None:
     with pytest.raises(DataError, match="Did you mean 'slake'"):
         convert("slacke", table / "src", table / "out")
@@ -193,6 +200,9 @@ def test_a_shape_nobody_foresaw_is_a_message_not_a_crash(tmp_path) -> None:
     with pytest.raises(DataError, match="not in the documented layout"):
         convert("m3d-cap", tmp_path / "src", tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.jsonl"))
+    (tmp_path / "flat/chestmnist.npz").mkdir(parents=True)
+    with pytest.raises(DataError, match="or damaged"):
+        convert("medmnist", tmp_path / "flat", tmp_path / "out")
 
 
 def test_a_split_is_a_plain_name_and_old_splits_do_not_stay(tmp_path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import os
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -18,7 +19,7 @@ from medmvl.errors import DataError
 METADATA = {"train": "train_metadata", "valid": "validation_metadata"}
 
 #: what nibabel raises for a file that is damaged or no NIfTI
-UNREADABLE = (OSError, EOFError, nibabel.filebasedimages.ImageFileError, ValueError)
+UNREADABLE = (OSError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError, ValueError)
 
 
 @dataclass(frozen=True)
