@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from medmvl.cli.main import app
 from medmvl.errors import RecipeError
+from medmvl.files import iter_jsonl
 from medmvl.training.phantoms import draw_phantoms
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run_folder import read_log
@@ -47,3 +48,21 @@ def test_tiny_recipe_holds_every_kind_of_stage():
     assert set(kinds[2].values()) == {"full"}
     assert len(kinds[2]) == 5
     assert kinds[3]["llm"] == "lora"
+
+
+def test_a_recipe_can_ask_for_texts_to_read_first(tmp_path):
+    settings = yaml.safe_load(TINY.read_text()) | {
+        "data_root": str(tmp_path),
+        "phantoms": {"train": 4, "val": 2, "test": 2, "size": [8, 32, 32], "film": 32, "readings": 6},
+    }
+    draw_phantoms(load_recipe(settings))
+    root = tmp_path / "phantoms"
+    assert len(list(iter_jsonl(root / "readings.jsonl"))) == 6
+    for kind, medium in (("film", "image"), ("ct", "image3d")):
+        captions = list(iter_jsonl(root / f"{kind}-captions.jsonl"))
+        closed = list(iter_jsonl(root / f"{kind}-closed.jsonl"))
+        assert len({row[medium][0] for row in captions}) == len(captions) == 4
+        media = root / ("slake" if kind == "film" else "ct-rate")
+        assert all((media / row[medium][0]).is_file() for row in (*captions, *closed))
+        answers = {turn["value"].lower() for row in closed for turn in row["conversations"] if turn["from"] == "gpt"}
+        assert answers <= {"yes", "no", "left", "right"}

@@ -38,8 +38,9 @@ def predict_file(
 ) -> int:
     """Answer every record of a file; returns how many rows were written now.
 
-    Rows go to `out` (JSON Lines) as they come: the record plus `prediction`, and `token_ids` on request. A rerun with
-    the same `out` answers only what is missing; another model, data file or setting is refused.
+    Rows go to `out` (JSON Lines) as they come: the record plus `prediction`, `confidence` (see `Answer`), and
+    `token_ids` on request. A rerun with the same `out` answers only what is missing; another model, data file or setting
+    is refused.
 
     Args:
         model: a checkpoint folder or a loaded predictor.
@@ -70,7 +71,8 @@ def predict_file(
         for index, sample, found in zip(indices, samples, answers, strict=True):
             ids = {"token_ids": found.token_ids} if save_token_ids else {}
             written = dataset.sample(index)  # paths as the user wrote them
-            yield {**to_record(replace(written, answer=sample.answer)), "prediction": found.text, **ids}
+            said = {"prediction": found.text, "confidence": float(f"{found.confidence:.6g}")}
+            yield {**to_record(replace(written, answer=sample.answer)), **said, **ids}
 
     return job.run(answer, batch_size)
 

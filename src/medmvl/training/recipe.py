@@ -380,6 +380,9 @@ class PhantomSection(Section):
     """Voxels (D, H, W) of a scan."""
     film: Annotated[int, Field(ge=32)] = 64
     """Side of a radiograph in pixels."""
+    readings: Annotated[int, Field(ge=0)] = 0
+    """Patients described in words only, `phantoms/readings.jsonl`: what an LLM that starts from nothing learns to answer
+    from. With any, the drawn patients also get `phantoms/{film,ct}-captions.jsonl` and `phantoms/{film,ct}-closed.jsonl`."""
 
 
 class Recipe(Section):
