@@ -11,6 +11,13 @@ from transformers import PreTrainedModel
 
 from medmvl.errors import CheckpointError
 
+#: Our kinds of models, in words.
+_KINDS = {
+    "medmvl": "a model with an LLM, which answers questions",
+    "medmvl-dual-encoder": "the dual encoder of a contrastive stage, which finds reports (medmvl evaluate --benchmark "
+    "retrieval) and is where other recipes' encoders start from (init_from)",
+}
+
 
 class StrictModel(PreTrainedModel):
     """A model whose folders must fit it to the last weight."""
@@ -23,7 +30,7 @@ class StrictModel(PreTrainedModel):
             CheckpointError: if the folder is not a whole checkpoint of this kind of model.
         """
         wants_info = kwargs.pop("output_loading_info", False)
-        _check_kind(folder, cls.config_class.model_type)
+        _check_kind(Path(folder), cls.config_class.model_type)
         try:
             loaded: Any = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
         except (OSError, SafetensorError) as error:
@@ -46,22 +53,25 @@ class StrictModel(PreTrainedModel):
         super().save_pretrained(*args, **kwargs)
 
 
-def _check_kind(folder: Any, wanted: str) -> None:
-    """Refuse a folder of ours that holds the other kind of model; what else may be wrong shows when it is loaded.
+def _check_kind(folder: Path, wanted: str) -> None:
+    """Refuse what is no checkpoint of this kind before anything is built: transformers would go to the hub for a name, and
+    build a model of its default sizes, several billion parameters, for another model's config.
 
     Raises:
         CheckpointError: saying what the folder holds.
     """
     try:
-        found = json.loads((Path(str(folder)) / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except OSError as error:
+        hint = " It holds PEFT adapters: merge them first." if (folder / "adapter_config.json").is_file() else ""
+        raise CheckpointError(f"{folder} is not a checkpoint folder: it has no config.json.{hint}") from error
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not a JSON object. Copy it again.") from error
+    if found == wanted:
         return
-    if str(found).startswith("medmvl") and found != wanted:
-        kinds = {
-            "medmvl": "a model with an LLM, which answers questions",
-            "medmvl-dual-encoder": "the dual encoder of a contrastive stage, which finds reports (medmvl evaluate "
-            "--benchmark retrieval) and is where other recipes' encoders start from (init_from)",
-        }
-        raise CheckpointError(
-            f"{folder} holds {kinds.get(found, found)}; wanted here is {kinds.get(wanted, wanted)}. Give another folder."
-        )
+    if found in _KINDS:
+        raise CheckpointError(f"{folder} holds {_KINDS[found]}; wanted here is {_KINDS[wanted]}. Give another folder.")
+    raise CheckpointError(
+        f"{folder} holds a model of the type {found!r}, not one of ours ({wanted!r}). `medmvl checkpoint convert` brings "
+        "checkpoints of other layouts in."
+    )
