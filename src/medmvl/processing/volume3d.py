@@ -83,6 +83,16 @@ class VolumeProcessor:
         """Return JSON-ready settings."""
         return {"geometry": self.geometry.to_dict(), "normalisation": self.normalisation.model_dump()}
 
+    def value_range(self) -> tuple[Tensor, Tensor] | None:
+        """Return the least and the greatest possible value after the normalisation, each (C, 1, 1, 1); None if open."""
+        if self.geometry.value_range is None:
+            return None
+        low, high = (
+            self.normalisation(torch.full((self.geometry.channels, 1, 1, 1), float(value)))
+            for value in self.geometry.value_range
+        )
+        return low, high
+
     def __call__(self, volume: VolumeLike) -> Tensor:
         """Return (C, D, H, W) float32; a tensor counts as already prepared by this geometry."""
         prepared = volume if isinstance(volume, Tensor) else self.prepare(volume)
