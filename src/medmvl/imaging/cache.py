@@ -190,6 +190,7 @@ class CacheReader:
                 self._places[key], self._fingerprints[key] = (number, index), Fingerprint(**row)
         self._arrays: dict[int, np.ndarray] = {}
         self._fresh: set[str] = set()
+        self._keys: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -219,7 +220,7 @@ class CacheReader:
         Raises:
             StaleCacheError: if the source has changed since.
         """
-        key = key_of(source, self.root)
+        key = self._keys.get(str(source)) or key_of(source, self.root)
         if key not in self._places:
             return None
         if key not in self._fresh:
@@ -229,6 +230,7 @@ class CacheReader:
                     f"{path} has changed since it was cached in {self.folder}. Run `medmvl data cache` again."
                 )
             self._fresh.add(key)
+            self._keys[str(source)] = key
         return torch.from_numpy(np.array(self[key]))
 
     def __getstate__(self) -> dict[str, Any]:
