@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import struct
 import warnings
 from collections.abc import Iterator
@@ -74,7 +75,8 @@ def understanding(path: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except _MALFORMED as error:
-        raise ImagingError(f"{path}: a DICOM attribute cannot be understood: {brief(error)}.") from error
+        reason = re.sub(r"'[^']*'", "'...'", brief(error))  # the value of an attribute: names may be among them
+        raise ImagingError(f"{path}: a DICOM attribute cannot be understood: {reason}.") from error
     finally:
         logger.disabled = was
 

@@ -24,11 +24,13 @@ from medmvl.data.dataset import SampleDataset
 from medmvl.errors import DataError, MedMVLError, require
 from medmvl.files import PathLike, resolve_under, write_jsonl
 from medmvl.imaging import Geometry, read_volume
-from medmvl.imaging.cache import SHARD_SIZE, CacheWriter, Fingerprint, key_of
+from medmvl.imaging.cache import CacheWriter, Fingerprint, key_of
 from medmvl.imaging.metadata import RescaleTable
 
 Engine = Literal["processes", "ray"]
 FAILURES = "failures.jsonl"
+#: a DICOM UID or the end of one, as messages show it
+_UID = re.compile(r"(\.\.\.)?\d*(\.\d+){3,}(#\w*)?")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def build_cache(
     engine: Engine = "processes",
     metadata: PathLike | None = None,
     options: dict[str, Any] | None = None,
-    shard_size: int = SHARD_SIZE,
+    shard_size: int | None = None,
     on_volume: Callable[[int], None] = lambda total: None,
 ) -> CacheReport:
     """Fill the cache folder `out` with every volume that the records of `data` name.
@@ -148,7 +150,9 @@ def _sources(data: PathLike, volume_root: PathLike | None, report: CacheReport) 
         try:
             paths = dataset.sample(number).volumes
         except DataError as error:
-            report.failures.append((number, _without_paths(str(error), dataset.path)))
+            # The cause says what is wrong; the error around it also names file and id.
+            reason = _without_paths(str(error.__cause__ or error), dataset.path)
+            report.failures.append((number, reason.replace(dataset.path.name, "<data>")))
             continue
         for path in paths:
             key = key_of(dataset.volume_root / path, dataset.volume_root)
@@ -229,7 +233,10 @@ def _one_thread() -> None:
 
 
 def _without_paths(message: str, *paths: Path) -> str:
-    """Take paths out of a message: folder and file names may name a patient."""
+    """Take paths and UIDs out of a message: folder and file names may name a patient, and a UID is one's own."""
     for path in paths:
+        inside = (str(file) for file in path.rglob("*")) if path.is_dir() and str(path) in message else ()
+        for name in sorted(inside, key=len, reverse=True):  # names with spaces are not found by the pattern below
+            message = message.replace(name, "<source>")
         message = re.sub(re.escape(str(path)) + r"[^\s:,;'\"]*", "<source>", message)
-    return message
+    return _UID.sub("<uid>", message)
