@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import RLELossless, generate_uid
+from pydicom import dcmread
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless, generate_uid
 
 from imaging.dicom_writing import SERIES, random_hu, slice_dataset, write_series
 from medmvl.errors import ImagingError
@@ -280,3 +281,26 @@ def test_rounded_cosines_do_not_change_the_spacing(tmp_path: Path) -> None:
     volume = read_volume(tmp_path)
     assert volume.spacing == pytest.approx((2.0, 0.8, 0.7), rel=1e-6)
     assert any("oblique by 2.9" in warning for warning in volume.warnings)
+
+
+def test_a_deflated_file_is_read_and_a_deflated_bomb_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hu = random_hu()
+    write_series(tmp_path / "a", hu)
+    for path in (tmp_path / "a").iterdir():
+        dataset = dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        dataset.save_as(path, enforce_file_format=True)
+    np.testing.assert_array_equal(read_volume(tmp_path / "a").array, hu)
+    dataset.PixelData = b"\0" * 2**22
+    dataset.save_as(tmp_path / "bomb.dcm", enforce_file_format=True)
+    assert (tmp_path / "bomb.dcm").stat().st_size < 2**14
+    monkeypatch.setenv("MEDMVL_MAX_BYTES", str(2**21))
+    with pytest.raises(ImagingError, match="MEDMVL_MAX_BYTES"):
+        read_volume(tmp_path / "bomb.dcm")
+
+
+def test_a_number_of_frames_that_is_not_true_ends_at_once(tmp_path: Path) -> None:
+    dataset = slice_dataset(np.zeros((10, 12), dtype=np.uint16), (0, 0, 0), NumberOfFrames=2_000_000_000)
+    dataset.save_as(tmp_path / "one.dcm", enforce_file_format=True)
+    with pytest.raises(ImagingError, match="without position"):
+        read_volume(tmp_path)

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydicom import dcmread
 from typer.testing import CliRunner
 
 from imaging.dicom_writing import random_hu, write_series
@@ -282,6 +283,32 @@ def test_a_changed_source_is_never_stale_silently(scans: Path, tmp_path: Path) -
     assert torch.equal(renewed, GEOMETRY(read_volume(path)))
     path.unlink()  # a machine that has the cache only
     assert CacheReader(tmp_path / "cache", root=scans.parent).tensor(path) is not None
+
+
+def test_other_options_of_reading_are_another_volume(scans: Path, tmp_path: Path) -> None:
+    raw = np.abs(random_hu((4, 8, 9))) + 900  # no air: the units must be said
+    np.save(scans.parent / "scan1.npy", raw)
+    (tmp_path / "g.yaml").write_text("base: m3d\nsize: [4, 8, 9]\n")
+    m3d = geometry(tmp_path / "g.yaml")
+    assert len(build_cache(scans, m3d, tmp_path / "cache").failures) == 1
+    report = build_cache(scans, m3d, tmp_path / "cache", options={"units": "HU"})
+    assert (report.prepared, report.kept) == (7, 0)  # as HU all of them: nobody asked before
+    assert build_cache(scans, m3d, tmp_path / "cache", options={"units": "HU"}).kept == 7
+    assert "HU" not in (tmp_path / "cache" / "shard-00000.json").read_text()
+
+
+def test_a_rule_for_gaps_renews_only_what_has_some(scans: Path, tmp_path: Path) -> None:
+    slices = {dcmread(path).ImagePositionPatient[2]: path for path in (scans.parent / "series").iterdir()}
+    slices[sorted(slices)[2]].unlink()
+    report = build_cache(scans, GEOMETRY, tmp_path / "cache")
+    assert (report.prepared, len(report.failures)) == (6, 1)
+    report = build_cache(scans, GEOMETRY, tmp_path / "cache", options={"gaps": "fill"})
+    assert (report.prepared, report.kept) == (1, 6)
+    filled = CacheReader(tmp_path / "cache", root=scans.parent).tensor(scans.parent / "series")
+    report = build_cache(scans, GEOMETRY, tmp_path / "cache", options={"gaps": "keep"})
+    assert (report.prepared, report.kept) == (1, 6)
+    kept = CacheReader(tmp_path / "cache", root=scans.parent).tensor(scans.parent / "series")
+    assert not torch.equal(filled, kept)
 
 
 def test_the_processor_takes_volumes_from_the_cache(

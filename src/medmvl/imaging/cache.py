@@ -45,21 +45,23 @@ class Fingerprint:
         size: bytes, over all files of a folder.
         modified: time of the latest change in ns.
         sha256: digest of the content, over all files of a folder in the order of their names.
+        reading: digest of the options it was read with (`reading_digest`).
     """
 
     size: int
     modified: int
     sha256: str
+    reading: str = ""
 
     @classmethod
-    def of(cls, source: Path) -> Fingerprint:
+    def of(cls, source: Path, reading: str = "") -> Fingerprint:
         """Take the fingerprint of a file or of a folder (all files in it)."""
         digest = hashlib.sha256()
         files = _files(source)
         for file in files:
             with file.open("rb") as handle:
                 digest.update(hashlib.file_digest(handle, "sha256").digest())
-        return cls(*_stat(files), sha256=digest.hexdigest())
+        return cls(*_stat(files), sha256=digest.hexdigest(), reading=reading)
 
     def still_fits(self, source: Path) -> bool:
         """Say whether the source is unchanged: by size and time, and by its content where only the time differs."""
@@ -67,6 +69,13 @@ class Fingerprint:
         if size != self.size:
             return False
         return modified == self.modified or Fingerprint.of(source).sha256 == self.sha256
+
+
+def reading_digest(options: Mapping[str, Any]) -> str:
+    """Return 16 hex digits over the options of `read_volume` (a series UID among them stays unreadable); "" for none."""
+    if not options:
+        return ""
+    return hashlib.sha256(json.dumps(dict(options), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def key_of(source: PathLike, root: PathLike | None) -> str:

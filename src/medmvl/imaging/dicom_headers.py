@@ -197,7 +197,10 @@ def _slices_of(dataset: Dataset, path: Path, raw: tuple[int, str] | None) -> Ite
     """Yield a Slice per frame, None for one that does not say where it lies."""
     frames = frame_count(dataset)
     enhanced = frames > 1 or "PerFrameFunctionalGroupsSequence" in dataset
-    for index in range(frames):
+    described = len(dataset.get("PerFrameFunctionalGroupsSequence") or ()) if frames > 1 else 1
+    if described < frames:  # a film, or a number that is not true
+        yield None
+    for index in range(min(frames, described)):
         where, turned, measures, values = (
             (functional_group(dataset, index, name) or dataset) if enhanced else dataset
             for name in (
