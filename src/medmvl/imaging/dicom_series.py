@@ -16,7 +16,7 @@ from medmvl.errors import ImagingError
 from medmvl.imaging.dicom import understanding
 from medmvl.imaging.dicom_headers import Slice
 from medmvl.imaging.dicom_pixels import load_slices
-from medmvl.imaging.dicom_scan import Series, choose_series, scan
+from medmvl.imaging.dicom_scan import Scan, Series, choose_series, scan
 from medmvl.imaging.limits import check_bytes
 from medmvl.imaging.orientation import AXIAL, obliquity
 from medmvl.imaging.units import decide_units
@@ -53,14 +53,16 @@ def read_dicom_volume(
     """
     if gaps not in ("refuse", "fill", "keep"):
         raise ImagingError(f"gaps={gaps!r} is not known. Use 'refuse', 'fill' or 'keep'.")
-    found, left_out = scan(path)
-    chosen = choose_series(found, series, path, left_out)
-    history = [f"read DICOM series {chosen.describe()}", *left_out]
+    found = scan(path)
+    chosen = choose_series(found, series, path)
+    history = [f"read DICOM series {chosen.describe()}", *found.left_out]
+    strays = _strays(chosen, found)
     slices, positions = _ordered(chosen, path, history)
     targets, warnings = _regular(positions, gaps, path, history)
     check_bytes(chosen.voxel_count * 4, path, max_bytes)
     with understanding(path):
         array = load_slices(slices, chosen, path, history)
+    warnings += strays
     if targets is not None:
         array = _interpolate(array, positions, targets)
         positions = targets
@@ -94,6 +96,14 @@ def read_dicom_volume(
     except ImagingError as error:
         raise ImagingError(f"{path}: {error}") from None
     return volume
+
+
+def _strays(chosen: Series, found: Scan) -> list[str]:
+    """Warn of slices of the same series UID that do not belong to the volume."""
+    count = sum(len(other.slices) for other in found.series if other is not chosen and other.uid == chosen.uid)
+    if not count:
+        return []
+    return [f"{count} slice(s) of the series with another orientation, matrix or spacing left out"]
 
 
 def _ordered(series: Series, path: Path, history: list[str]) -> tuple[list[Slice], np.ndarray]:
@@ -139,7 +149,7 @@ def _regular(positions: np.ndarray, gaps: Gaps, path: Path, history: list[str]) 
     missing = [round(step / usual) - 1 for step in steps[odd]]
     where = ", ".join(f"{positions[i]:.2f} -> {positions[i + 1]:.2f}" for i in np.flatnonzero(odd)[:8])
     count = int(odd.sum())
-    what = f"{sum(missing)} slices are missing" if min(missing) > 0 else "the slices are not evenly spaced"
+    what = f"{sum(missing)} slice(s) are missing" if min(missing) > 0 else "the slices are not evenly spaced"
     found = (
         f"{what}: the usual step is {usual:.3g} mm, {count} step(s) differ (mm: {where}{', ...' if count > 8 else ''})"
     )

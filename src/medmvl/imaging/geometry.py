@@ -191,6 +191,11 @@ class Geometry(BaseModel):
             finish=(lambda plane: intensity.apply(plane[0])) if late else (lambda plane: plane),
             out=out,
         )
+        if all(channel.min() == channel.max() for channel in out):
+            raise GeometryError(
+                f"Geometry {self.name!r} makes a constant of the volume: every voxel of the result is "
+                f"{out.flat[0]:g}. Is this a scan, and is it in Hounsfield units?"
+            )
         return Prepared(
             torch.from_numpy(out), self._out_spacing(oriented, plan), box, self._story(oriented, plan), self.hash
         )

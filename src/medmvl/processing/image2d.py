@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import PIL.Image
 import transformers
 from PIL.Image import Image as PILImage
 from torch import Tensor
@@ -43,6 +44,16 @@ class ImageProcessor:
         """Return the processor saved in an encoder's folder."""
         settings, _ = transformers.BaseImageProcessor.get_image_processor_dict(folder)
         return cls(settings)
+
+    def value_range(self) -> tuple[Tensor, Tensor]:
+        """Return what black and white become, each (3, 1, 1) float32."""
+        black, white = (self(PIL.Image.new("RGB", (8, 8), (level,) * 3)) for level in (0, 255))
+        middle = (
+            slice(None),
+            slice(black.shape[1] // 2, black.shape[1] // 2 + 1),
+            slice(black.shape[2] // 2, black.shape[2] // 2 + 1),
+        )
+        return black[middle], white[middle]
 
     def __call__(self, image: ImageLike) -> Tensor:
         """Return (3, H, W) float32."""

@@ -22,6 +22,7 @@ from medmvl.models.contrastive.folder import ENCODER
 from medmvl.models.contrastive.text import pool_text
 from medmvl.processing import MedMVLProcessor
 from medmvl.processing.pairs import PairProcessor
+from medmvl.training.augmentation import Augmenter
 from medmvl.training.batches import CHARACTERS_PER_TOKEN, EncodedRecords, StepSampler, StepShape
 from medmvl.training.build_contrastive import build_dual_encoder
 from medmvl.training.checkpoints import whole_folder
@@ -161,11 +162,13 @@ def build_contrastive_trainer(
         watch = RetrievalWatch(folder.root, stage.name, stage.evaluate, held_out, processor)
     callbacks, average = stage_callbacks(recipe, stage, folder, watch)
     records: Any = processor  # a PairProcessor encodes samples as the model's own processor does
+    changes = stage.augment.settings() if stage.augment is not None else {}
+    augment = Augmenter.of(changes, records, stage_seed(recipe, stage)) if changes else None
     trainer = ContrastiveTrainer(
         applied,
         args,
         sampler,
-        EncodedRecords(mixture, records, recipe.run.cache_megabytes * 2**20),
+        EncodedRecords(mixture, records, recipe.run.cache_megabytes * 2**20, augment=augment),
         PairBatches(processor),
         callbacks=list(callbacks),
         keep=stage.keep,

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from medmvl.imaging.augment import Augmentation
+
 #: The parts of a model that a stage can train.
 PART_NAMES = ("llm", "image_encoder", "image_connector", "volume_encoder", "volume_connector")
 PartName = Literal["llm", "image_encoder", "image_connector", "volume_encoder", "volume_connector"]
@@ -239,6 +241,20 @@ class ContrastiveSection(Section):
     """First bias of the sigmoid loss."""
 
 
+class AugmentSection(Section):
+    """Random changes of images and volumes, anew in each pass over the data; they follow from seed, pass and id alone."""
+
+    image: Augmentation | None = None
+    """Changes of images; `{}` takes the defaults."""
+    volume: Augmentation | None = None
+    """Changes of volumes; `{}` takes the defaults."""
+
+    def settings(self) -> dict[str, Augmentation]:
+        """Return modality -> its changes, of those that have some."""
+        both = {"image": self.image, "volume": self.volume}
+        return {modality: changes for modality, changes in both.items() if changes is not None}
+
+
 class StageSection(Section):
     """One stage: what trains, on what, for how long."""
 
@@ -289,7 +305,9 @@ class StageSection(Section):
     """Run the LLM's head only where there is a label; exact."""
     feature_cache: bool = False
     """Run frozen encoders once per image and volume and store their features in the run folder; pays when media are seen
-    several times, in epochs, questions or further runs. Exact."""
+    several times, in epochs, questions or further runs. Exact. Not together with `augment`."""
+    augment: AugmentSection | None = None
+    """Change images and volumes a little, differently in each pass; default: not at all."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     compile: bool = False
@@ -313,6 +331,11 @@ class StageSection(Section):
             raise ValueError(f"a stage cannot be called {self.name!r}; the run folder uses that name")
         if self.epochs is not None and self.max_steps is not None:
             raise ValueError("give either `epochs` or `max_steps`, not both")
+        if self.augment is not None and self.feature_cache:
+            raise ValueError(
+                "`augment` changes the pixels in each pass and `feature_cache` runs the encoder once for all passes; "
+                "remove one of them"
+            )
         trained = {name: part for name, part in self.train.items() if part.mode != "frozen"}
         if not trained:
             raise ValueError("`train` names no part that trains; give at least one part the mode full or lora")
@@ -432,6 +455,10 @@ class Recipe(Section):
             strange = [part for part in stage.train if known and part not in known]
             if strange:
                 raise ValueError(f"{at}: the model has no part {strange[0]!r}; it has {', '.join(known)}")
+            augmented = stage.augment.settings() if stage.augment is not None else {}
+            without = [modality for modality in augmented if known and f"{modality}_encoder" not in known]
+            if without:
+                raise ValueError(f"{at}: `augment` names {without[0]}s and the model has no {without[0]} tower")
             source = stage.from_
             later = [other.name for other in self.stages[index:]]
             if source is not None and source in later:

@@ -21,6 +21,7 @@ from medmvl.files import PathLike
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.processing import MedMVLProcessor
 from medmvl.processing.pairs import PairProcessor
+from medmvl.training.augmentation import Augmenter
 from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler, StepShape, cost_of
 from medmvl.training.build import build
 from medmvl.training.callbacks import Bar, SaveAndStop, StageCallback, StepLog, StopSignal, TensorBoard
@@ -224,6 +225,8 @@ def build_trainer(
         mixture, steps, shape, args.process_index, lambda number: cost_of(mixture.sample(number), processor)
     )
     packed = stage.packing and supports_packing(applied.model.language_model)
+    changes = stage.augment.settings() if stage.augment is not None else {}
+    augment = Augmenter.of(changes, processor, stage_seed(recipe, stage)) if changes else None
     stored = stored_media(stage, folder, applied, processor, mixture, args) if stage.feature_cache else None
     watch = None
     if stage.evaluate is not None:
@@ -237,7 +240,7 @@ def build_trainer(
         applied,
         args,
         sampler,
-        EncodedRecords(mixture, processor, recipe.run.cache_megabytes * 2**20, stored),
+        EncodedRecords(mixture, processor, recipe.run.cache_megabytes * 2**20, stored, augment),
         BatchMaker(processor, packed, stage.supervised_logits),
         callbacks=list(callbacks),
         keep=stage.keep,
