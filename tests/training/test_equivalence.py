@@ -79,6 +79,59 @@ def test_samples_of_a_packed_row_do_not_see_each_other(recipe, data_folder):
     assert torch.equal(before[:, length:], after[:, length:])
 
 
+def varlen_by_mask(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """What torch documents of `varlen_attn`, which runs on CUDA only: (T, heads, width), by one big mask."""
+    assert cu_seq_q.dtype == torch.int32
+    assert max_q == max_k == int(cu_seq_q.diff().max())
+    position = torch.arange(len(q))
+    sample = torch.bucketize(position, cu_seq_q[1:].long(), right=True)
+    distance = position[:, None] - position[None, :]
+    mask = (sample[:, None] == sample[None, :]) & (distance >= -window_size[1])
+    if window_size[0] >= 0:
+        mask &= distance <= window_size[0]
+    q, k, v = (states.transpose(0, 1)[None] for states in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=enable_gqa)[
+        0
+    ].transpose(0, 1)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("keys", [4, 2])
+def test_one_kernel_for_the_row_is_asked_for_what_the_loop_does(monkeypatch, window, keys):
+    from medmvl.training import packing
+
+    torch.manual_seed(0)
+    segments = [5, 1, 9, 4]
+    shapes = [(1, heads, sum(segments), 8) for heads in (4, keys, keys)]
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    loop, _ = packing.packed_attention(None, *inputs, None, segments=segments, sliding_window=window)
+    expected = torch.autograd.grad(loop.square().sum(), inputs)
+    monkeypatch.setattr(packing, "_flash", lambda query: True)
+    monkeypatch.setattr(packing, "_varlen_attention", lambda: varlen_by_mask)
+    once, _ = packing.packed_attention(None, *inputs, None, segments=segments, sliding_window=window)
+    torch.testing.assert_close(once, loop)
+    for one, other in zip(torch.autograd.grad(once.square().sum(), inputs), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_positions_that_begin_anew_are_not_enough_to_pack(recipe, data_folder):
+    """The trap: without our attention, a packed row with a key-value cache is one long text, and nobody says so."""
+    torch.manual_seed(0)
+    model, processor = build(load_recipe(recipe({})))
+    records = EncodedRecords(Mixture({"d": SampleDataset(data_folder / "d.jsonl")}), processor)
+    batch = BatchMaker(processor, packed=True, supervised_only=False)([records[3], records[7]])
+    keys = ("input_ids", "position_ids", "segments")
+    rows = {key: batch[key] for key in keys}
+    second = slice(batch["segments"][0], None)
+    with torch.no_grad(), attention(model.eval().language_model, PACKED):
+        ours = model(**rows, use_cache=False).logits[:, second]
+    alone = model(input_ids=batch["input_ids"][:, second], use_cache=False).logits
+    torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-5)
+    del rows["segments"]
+    trapped = model(**rows, use_cache=True).logits[:, second]
+    assert float((trapped - alone).detach().abs().max()) > 1e-3
+
+
 def test_eight_at_once_equal_eight_times_one(recipe, tmp_path):
     logs = []
     for name, size in (("once", None), ("threes", 3), ("ones", 1)):
