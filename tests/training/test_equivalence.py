@@ -59,7 +59,67 @@ def test_packing_and_supervised_logits_change_nothing(recipe, data_folder, llm):
     with attention(model.language_model, PACKED):
         assert_same(plain, gradients(model, BatchMaker(processor, packed=True, supervised_only=False)(samples)))
         assert_same(plain, gradients(model, BatchMaker(processor, packed=True, supervised_only=True)(samples)))
+        batch = BatchMaker(processor, packed=True, supervised_only=True)(samples)
+        assert_same(plain, gradients(model, batch | {"cross_entropy": "chunked"}))
     assert llm_config(model.language_model)._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_loss_in_pieces_is_that_of_all_logits(monkeypatch, bias, frozen, dtype):
+    from medmvl.models import head_loss as module
+
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 50, bias=bias)
+    hidden = torch.randn(23, 8, requires_grad=True)
+    targets = torch.randint(50, (23,))
+    wanted = [hidden, *([] if frozen else head.parameters())]
+    head.requires_grad_(not frozen)
+    monkeypatch.setattr(module, "PIECE", 50 * 4)  # four rows at a time, three in the last piece
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        logits = head(hidden).float()
+        whole = torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / 7
+        pieces = module.head_loss(hidden, head, targets, count=7)
+    exact = dtype == torch.float32
+    torch.testing.assert_close(pieces, whole, rtol=1e-6 if exact else 1e-2, atol=0.0)
+    for one, other in zip(torch.autograd.grad(3 * pieces, wanted), torch.autograd.grad(3 * whole, wanted), strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=1e-5 if exact else 2e-2, atol=1e-6 if exact else 2e-2)
+
+
+def test_no_more_logits_than_a_piece_are_ever_made(monkeypatch):
+    from medmvl.models import head_loss as module
+
+    made = []
+    original = module._loss_and_gradient
+    monkeypatch.setattr(
+        module, "_loss_and_gradient", lambda logits, *rest: made.append(logits.numel()) or original(logits, *rest)
+    )
+    head = torch.nn.Linear(4, 150_000, bias=False)
+    module.head_loss(torch.randn(1000, 4), head, torch.zeros(1000, dtype=torch.long)).backward()
+    assert max(made) <= module.PIECE
+    assert sum(made) == 1000 * 150_000
+
+
+def test_an_llm_that_changes_its_logits_keeps_its_own_way(recipe, tmp_path):
+    from medmvl.errors import RecipeError
+
+    settings = recipe({"max_steps": 1})
+    settings["model"]["llm"]["config"] |= {"model_type": "cohere", "logit_scale": 0.5}
+    train(settings, tmp_path / "auto")
+    settings["stages"][0]["cross_entropy"] = "chunked"
+    with pytest.raises(RecipeError, match="Use auto or full"):
+        train(settings, tmp_path / "run")
+
+
+def test_liger_is_refused_where_it_cannot_run(recipe, tmp_path):
+    from medmvl.errors import RecipeError
+
+    with pytest.raises(RecipeError, match="CUDA"):
+        train(recipe({"cross_entropy": "liger"}), tmp_path / "run")
+    with pytest.raises(RecipeError, match="needs `supervised_logits`"):
+        train(recipe({"cross_entropy": "liger", "supervised_logits": False}), tmp_path / "run")
 
 
 def test_samples_of_a_packed_row_do_not_see_each_other(recipe, data_folder):

@@ -221,6 +221,9 @@ class StageSection(Section):
     """Lay the samples of a micro-batch end to end instead of padding them; exact, samples do not see each other."""
     supervised_logits: bool = True
     """Run the LLM's head only where there is a label; exact."""
+    cross_entropy: Literal["auto", "full", "chunked", "liger"] = "auto"
+    """full makes all supervised logits at once; chunked a few rows at a time, so that a large vocabulary is never whole in
+    memory (exact); liger is liger-kernel's fused kernel (CUDA, extra `liger`); auto is chunked where the LLM allows it."""
     feature_cache: bool = False
     """Run frozen encoders once per image and volume and store their features in the run folder; pays when media are seen
     several times, in epochs, questions or further runs. Exact."""
@@ -247,6 +250,8 @@ class StageSection(Section):
             raise ValueError(f"a stage cannot be called {self.name!r}; the run folder uses that name")
         if self.epochs is not None and self.max_steps is not None:
             raise ValueError("give either `epochs` or `max_steps`, not both")
+        if self.cross_entropy in ("chunked", "liger") and not self.supervised_logits:
+            raise ValueError(f"cross_entropy: {self.cross_entropy} needs `supervised_logits`")
         trained = {name: part for name, part in self.train.items() if part.mode != "frozen"}
         if not trained:
             raise ValueError("`train` names no part that trains; give at least one part the mode full or lora")

@@ -16,9 +16,10 @@ from transformers.utils import logging as hf_logging
 
 from medmvl.data.dataset import SampleDataset
 from medmvl.data.mixture import Mixture
-from medmvl.errors import RecipeError, TrainingError, did_you_mean
+from medmvl.errors import RecipeError, TrainingError, did_you_mean, require
 from medmvl.files import PathLike
 from medmvl.models import MedMVLForConditionalGeneration
+from medmvl.models.head_loss import plain_head
 from medmvl.processing import MedMVLProcessor
 from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler, StepShape, cost_of
 from medmvl.training.build import build
@@ -225,10 +226,35 @@ def build_trainer(
         schedule=stage.scheduler,
         prefetch=recipe.run.prefetch,
         average=average,
+        cross_entropy=loss_kernel(stage, applied, args.device),
     )
     for callback in callbacks:
         callback.trainer = trainer
     return trainer
+
+
+def loss_kernel(stage: StageSection, applied: AppliedStage, device: torch.device) -> str | None:
+    """Return how the loss is computed from hidden states; None: from all supervised logits at once.
+
+    Raises:
+        RecipeError: if the recipe asks for a way that the LLM or the device does not allow.
+        MissingExtraError: if it asks for Liger and that is not installed.
+    """
+    possible = stage.supervised_logits and plain_head(applied.model.language_model) is not None
+    if stage.cross_entropy == "auto":
+        return "chunked" if possible else None
+    if stage.cross_entropy == "full":
+        return None
+    if not possible:
+        raise RecipeError(
+            f"cross_entropy: {stage.cross_entropy} needs an LLM whose logits are its head's output as it is; this one "
+            "changes them afterwards, or its head is not a plain linear layer. Use auto or full."
+        )
+    if stage.cross_entropy == "liger":
+        if device.type != "cuda":
+            raise RecipeError(f"cross_entropy: liger runs on CUDA devices, this run is on {device.type}. Use auto.")
+        require("liger_kernel", "liger")
+    return stage.cross_entropy
 
 
 def stored_media(

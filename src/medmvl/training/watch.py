@@ -120,7 +120,8 @@ class Watch(StageCallback):
                 key: value for key, value in batch.items() if key not in ("ids", "tokens", "positions", "supervised")
             }
             with self.trainer.accelerator.autocast():
-                loss = model(**self.trainer._prepare_inputs(inputs), use_cache=False).loss
+                prepared = self.trainer._prepare_inputs(inputs)
+                loss = model(**prepared, use_cache=False, cross_entropy=self.trainer.cross_entropy).loss
             sums += torch.tensor([float(loss) * supervised, supervised], dtype=torch.float64)
         if args.world_size > 1:
             sums = sums.to(args.device)
