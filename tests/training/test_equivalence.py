@@ -216,6 +216,41 @@ def test_padded_and_packed_runs_have_the_same_course(recipe, tmp_path):
         assert packed["positions"] == packed["tokens"] == padded["tokens"] < padded["positions"]
 
 
+@pytest.mark.parametrize("chosen", [True, ["llm"], ["image_encoder", "volume_encoder"]])
+def test_recomputed_activations_give_the_same_gradients(recipe, data_folder, chosen):
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    from medmvl.models import parts
+    from medmvl.training.stage import checkpoint_activations
+
+    torch.manual_seed(0)
+    model, processor = build(load_recipe(recipe({})))
+    model.train()
+    records = EncodedRecords(Mixture({"d": SampleDataset(data_folder / "d.jsonl")}), processor)
+    batch = BatchMaker(processor, packed=False)([records[i] for i in range(6)])
+    plain = gradients(model, batch)
+    checkpoint_activations(model, chosen)
+    runs = {}
+    for name, part in parts(model).items():
+        for layer in part.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                runs[name, layer] = 0
+                layer.register_forward_pre_hook(
+                    lambda layer, _, name=name: runs.__setitem__((name, layer), 1 + runs[name, layer])
+                )
+    assert_same(plain, gradients(model, batch))
+    twice = {"llm", "image_encoder", "volume_encoder"} if chosen is True else set(chosen)
+    assert {name for name, _ in runs} == {"llm", "image_encoder", "volume_encoder"}
+    assert all(count == (2 if name in twice else 1) for (name, _), count in runs.items())
+
+
+def test_a_part_without_layers_cannot_recompute(recipe, tmp_path):
+    from medmvl.errors import RecipeError
+
+    with pytest.raises(RecipeError, match="no layers that can recompute"):
+        train(recipe({"activation_checkpointing": ["image_connector"]}), tmp_path / "run")
+
+
 def test_bf16_stays_near_and_frozen_parts_keep_their_numbers(recipe, tmp_path):
     from safetensors.torch import load_file
 

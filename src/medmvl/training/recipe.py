@@ -171,11 +171,20 @@ class EvaluateSection(Section):
     samples: Count = 64
     """Records used, the first ones of each data set."""
     generate: Annotated[int, Field(ge=0)] = 4
-    """For so many records an answer is generated and logged (`samples.jsonl`)."""
+    """For so many records of each data set an answer is generated and logged (`samples.jsonl`)."""
     max_new_tokens: Count = 64
     """Longest generated answer."""
+    metric: Literal["loss", "accuracy", "f1"] = "loss"
+    """What decides which weights are best: loss; or of the generated answers the share that equals the true one, or the
+    mean F1 of their words, both without case and punctuation."""
     patience: Count | None = None
-    """Stop when the loss has not improved for so many looks; the best weights are what the stage ends with."""
+    """Stop when the metric has not improved for so many looks; the best weights are what the stage ends with."""
+
+    @model_validator(mode="after")
+    def _answers_to_judge(self) -> EvaluateSection:
+        if self.metric != "loss" and not self.generate:
+            raise ValueError(f"metric: {self.metric} judges generated answers; set `generate` to a number of records")
+        return self
 
 
 class StageSection(Section):
@@ -227,8 +236,8 @@ class StageSection(Section):
     feature_cache: bool = False
     """Run frozen encoders once per image and volume and store their features in the run folder; pays when media are seen
     several times, in epochs, questions or further runs. Exact."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    activation_checkpointing: bool | list[PartName] = False
+    """Recompute activations in the backward pass: less memory, about a third more time. true, or the parts that do so."""
     compile: bool = False
     """`torch.compile` the model; pays on CUDA with shapes that repeat."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None

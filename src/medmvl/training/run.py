@@ -297,8 +297,6 @@ def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, s
         max_grad_norm=stage.max_grad_norm,
         bf16=stage.precision == "bf16",
         fp16=stage.precision == "fp16",
-        activation_checkpointing=stage.activation_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if stage.activation_checkpointing else None,
         torch_compile=stage.compile,
         seed=stage_seed(recipe, stage),
         use_cpu=use_cpu(run),
