@@ -20,8 +20,8 @@ SIZES: dict[str, dict[str, int]] = {
 }
 
 
-def write_data(folder: Path, records: int, pixels: int = 128) -> None:
-    """Write `d.jsonl` and its pictures of pixels x pixels."""
+def write_data(folder: Path, records: int, pixels: int = 128, pictures: tuple[int, int] = (1, 4)) -> None:
+    """Write `d.jsonl` and its pictures of pixels x pixels, so many per record (least, most)."""
     from PIL import Image
 
     from medmvl.data.formats import write_records
@@ -29,16 +29,31 @@ def write_data(folder: Path, records: int, pixels: int = 128) -> None:
     rng = np.random.default_rng(0)
     rows = []
     for number in range(records):
-        pictures = int(rng.integers(1, 5))
-        names = [f"{number}-{index}.png" for index in range(pictures)]
+        names = [f"{number}-{index}.png" for index in range(int(rng.integers(pictures[0], pictures[1] + 1)))]
         for name in names:
             Image.fromarray(rng.integers(0, 255, (pixels, pixels), dtype=np.uint8)).save(folder / name)
-        question = " ".join(rng.choice(WORDS, int(rng.integers(10, 41))))
-        answer = " ".join(rng.choice(WORDS, int(np.clip(rng.lognormal(2.3, 1.1), 2, 120))))
-        turns = [("human", "<image>\n" * pictures + question), ("gpt", answer)]
-        conversation = [{"from": who, "value": text} for who, text in turns]
-        rows.append({"id": str(number), "conversations": conversation, "image": names})
+        rows.append({"id": str(number), "conversations": _conversation(rng, "<image>\n" * len(names)), "image": names})
     write_records(folder / "d.jsonl", rows)
+
+
+def write_volumes(folder: Path, records: int, size: tuple[int, int, int]) -> None:
+    """Write `d.jsonl` and one volume of `size` voxels per record."""
+    from medmvl.data.formats import write_records
+
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(records):
+        np.save(folder / f"{number}.npy", rng.integers(-1000, 1000, size).astype(np.int16))
+        conversation = _conversation(rng, "<image3d>\n")
+        rows.append({"id": str(number), "conversations": conversation, "image3d": [f"{number}.npy"]})
+    write_records(folder / "d.jsonl", rows)
+
+
+def _conversation(rng: np.random.Generator, media: str) -> list[dict[str, str]]:
+    """Return a question behind its media and an answer."""
+    question = " ".join(rng.choice(WORDS, int(rng.integers(10, 41))))
+    answer = " ".join(rng.choice(WORDS, int(np.clip(rng.lognormal(2.3, 1.1), 2, 120))))
+    return [{"from": "human", "value": media + question}, {"from": "gpt", "value": answer}]
 
 
 def small_model(size: str) -> dict[str, Any]:
