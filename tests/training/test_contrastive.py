@@ -348,6 +348,25 @@ def test_held_out_retrieval_is_logged_and_changes_nothing(contrastive, tmp_path,
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
 
 
+def test_the_best_recall_decides_and_augmentation_is_anew_in_each_pass(contrastive, tmp_path, pairs, monkeypatch):
+    from medmvl.training.retrieval_watch import RetrievalWatch
+
+    looks = []
+    evaluate = RetrievalWatch._evaluate
+    monkeypatch.setattr(RetrievalWatch, "_evaluate", lambda *a: looks.append(evaluate(*a)) or looks[-1])
+    write_records(pairs / "held.jsonl", list(read_records(pairs / "volume.jsonl"))[:9])
+    data = {name: {"path": f"{name}.jsonl", "tasks": ["report"]} for name in ("volume", "held")}
+    watch = {"data": ["held"], "every": 1, "samples": 9, "metric": "recall"}
+    plain, changed = stage_of("volume", evaluate=watch), stage_of("volume", augment={"volume": {"noise": 0.1}})
+    train(contrastive(plain, data=data), tmp_path / "plain")
+    last = rows(tmp_path / "plain" / "evaluation.jsonl")[-1]
+    recalls = [value for key, value in last.items() if "_r_at_" in key]
+    assert looks[-1] == pytest.approx(sum(recalls) / 6)
+    train(contrastive(changed), tmp_path / "changed")
+    losses = [[row["loss"] for row in read_log(tmp_path / name / "log.jsonl")] for name in ("plain", "changed")]
+    assert all(a != b for a, b in zip(*losses, strict=True))
+
+
 # --- refused ------------------------------------------------------------------------------------------------------
 
 
@@ -364,6 +383,7 @@ def test_held_out_retrieval_is_logged_and_changes_nothing(contrastive, tmp_path,
         ({"contrastive": {"text": {"config": {"hidden_size": 8}}}}, "model_type"),
         ({"contrastive": {"text": {}}}, "either `init_from`"),
         ({"contrastive": {"losss": "clip"}}, "Did you mean 'loss'"),
+        ({"evaluate": {"data": ["volume"], "metric": "f1"}}, "is one of loss, recall"),
     ],
 )
 def test_a_recipe_that_makes_no_sense_is_refused(contrastive, changes, words):

@@ -99,10 +99,19 @@ def test_sharded_weights_train_the_same(recipe, tmp_path):
             "lr": 1e-3,
         },
     )
-    train(recipe(*stages), tmp_path / "one")
+    # 17 records: one process has a batch more to look at than the other, and generation needs both.
+    look = {"data": ["held"], "every": 2, "samples": 17, "generate": 2, "max_new_tokens": 3}
+    stages[0].update(evaluate=look, data=["d"])
+    stages[1].update(data=["d"])
     run = {"progress": False, "device": "cpu", "strategy": "fsdp"}
-    in_two_processes(lambda: train(recipe(*stages, run=run), tmp_path / "two"))
+    data = {"d": {"path": "d.jsonl"}, "held": {"path": "d.jsonl"}}
+    train(recipe(*stages, data=data), tmp_path / "one")
+    in_two_processes(lambda: train(recipe(*stages, run=run, data=data), tmp_path / "two"))
     assert_same_course(tmp_path / "one", tmp_path / "two")
+    looks = [read_log(tmp_path / name / "evaluation.jsonl") for name in ("one", "two")]
+    assert [row["loss"] for row in looks[1]] == pytest.approx([row["loss"] for row in looks[0]], rel=1e-4)
+    answers = [(tmp_path / name / "samples.jsonl").read_text() for name in ("one", "two")]
+    assert answers[0] == answers[1]
     checkpoint = tmp_path / "two" / "s0" / "checkpoints" / "checkpoint-2"
     pieces = [load_file(checkpoint / f"trainable-{rank}-of-2.safetensors") for rank in range(2)]
     name = next(iter(pieces[0]))

@@ -18,6 +18,7 @@ from transformers.modeling_outputs import ModelOutput
 from medmvl.errors import ModelError
 from medmvl.models.configuration import MedMVLConfig
 from medmvl.models.fusion import scatter_embeddings, without_placeholders
+from medmvl.models.head_loss import head_loss, plain_head
 from medmvl.models.strict import StrictModel
 from medmvl.models.tower import Tower
 
@@ -151,6 +152,7 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
         image_features: Tensor | None = None,
         volume_features: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        cross_entropy: str | None = None,
         **kwargs: Any,
     ) -> MedMVLOutput:
         """Return logits, and the loss if labels are given.
@@ -165,6 +167,8 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
             volume_values: (M, C, D, H, W) float.
             labels: (B, T) int64, -100 where there is no loss; position t is predicted from the ones before it.
             logits_to_keep: 0 all positions, n > 0 the last n, or positions / a (B, T) mask (with `shift_labels`).
+            cross_entropy: with a mask and `shift_labels`: "chunked" or "liger" return a loss without logits, see
+                `medmvl.models.head_loss`.
 
         Raises:
             ModelError: if placeholders and media do not match.
@@ -174,13 +178,11 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
                 raise ModelError("The model needs input_ids or inputs_embeds.")
             inputs_embeds = self.embed(input_ids, pixel_values, volume_values, image_features, volume_features)
         loss_arguments = {key: kwargs.pop(key) for key in ("shift_labels", "num_items_in_batch") if key in kwargs}
+        inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
+        if cross_entropy is not None:
+            return self._loss_alone(cross_entropy, logits_to_keep, inputs | kwargs, **loss_arguments)
         outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
+            **inputs, past_key_values=past_key_values, logits_to_keep=logits_to_keep, **kwargs
         )
         loss = None
         if labels is not None or loss_arguments.get("shift_labels") is not None:
@@ -193,6 +195,24 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _loss_alone(
+        self,
+        kernel: str,
+        kept: int | Tensor,
+        inputs: dict[str, Any],
+        shift_labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> MedMVLOutput:
+        """Return the loss over the positions of the mask `kept` without ever holding their logits together."""
+        head = plain_head(self.language_model)
+        if head is None or shift_labels is None or not isinstance(kept, Tensor):
+            raise ModelError(
+                f"cross_entropy={kernel!r} needs logits_to_keep as a mask, shift_labels, and an LLM whose logits are "
+                "its head's output as it is."
+            )
+        hidden = self.language_model.get_decoder()(**inputs).last_hidden_state
+        return MedMVLOutput(loss=head_loss(hidden[kept], head, shift_labels, num_items_in_batch, kernel))
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:

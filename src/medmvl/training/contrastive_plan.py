@@ -49,9 +49,7 @@ def plan_contrastive(
     costs = _part_costs(stage, config, texts.tokens)
     world = machine.count if machine is not None else 1
     shape = StepShape.of(stage.batch_size, stage.micro_batch_size, world)
-    memory = memory_bytes(
-        list(costs.values()), shape.micro_batches, 0, 0, half=stage.precision != "fp32", checkpointing=False
-    )
+    memory = memory_bytes(list(costs.values()), shape.micro_batches, 0, 0, half=stage.precision != "fp32")
     again = 1 if shape.accumulation > 1 else 0  # features are made once more without autograd, see contrastive_trainer
     flops = sum(cost.flops + again * 2 * cost.tokens * cost.parameters for cost in costs.values())
     steps = total_steps(stage, mixture)
@@ -83,7 +81,7 @@ def _measure(mixture: Mixture, processor: PairProcessor) -> _Texts:
     longest = cut = 0
     for number in range(len(mixture)):
         try:
-            sample = mixture.sample(number)
+            sample = mixture[number]  # with its medium, which must be there
             medium_of(sample, processor.modality)
             ids, is_cut = processor.tokenize(sample)
         except DataError as error:
@@ -119,7 +117,9 @@ def _part_costs(stage: StageSection, config: DualEncoderConfig, text_tokens: flo
         parameters = sum(p.numel() for p in part.parameters())
         layers = max(1, round(parameters / (12 * width[name] ** 2))) if width[name] else 0
         count = trained.get(name, 0)
-        costs[name] = PartCost(parameters, count, tokens[name], width[name], layers, backward=count > 0)
+        chosen = stage.activation_checkpointing
+        recomputes = chosen if isinstance(chosen, bool) else name in chosen
+        costs[name] = PartCost(parameters, count, tokens[name], width[name], layers, count > 0, recomputes)
     return costs
 
 

@@ -112,6 +112,7 @@ class PartCost:
         width: hidden size.
         layers: number of layers.
         backward: gradients flow through it (it trains, or something before it does).
+        checkpointing: its activations are recomputed.
     """
 
     parameters: int
@@ -120,18 +121,39 @@ class PartCost:
     width: int
     layers: int
     backward: bool
+    checkpointing: bool = False
 
     @property
     def flops(self) -> float:
-        """FLOPs of a step: 2 per parameter and token forward, 2 for the inputs' gradient, 2 for the weights'."""
-        return self.tokens * (2 * self.parameters + (2 * self.parameters if self.backward else 0) + 2 * self.trained)
+        """FLOPs of a step: 2 per parameter and token forward (twice with checkpointing), 2 for the inputs' gradient, 2 for
+        the weights'."""
+        forward = 2 * self.parameters * (2 if self.checkpointing and self.backward else 1)
+        return self.tokens * (forward + (2 * self.parameters if self.backward else 0) + 2 * self.trained)
 
-    def activation_bytes(self, tokens: float, checkpointing: bool) -> float:
+    def activation_bytes(self, tokens: float) -> float:
         """Bytes kept for the backward pass of `tokens` positions: 34 per unit and layer, 2 with checkpointing."""
         if not self.backward:
             return 0.0
-        per_unit = 2 if checkpointing else 34
+        per_unit = 2 if self.checkpointing else 34
         return tokens * self.width * self.layers * per_unit
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Among how many devices the things that a step keeps are spread.
+
+    Attributes:
+        weights: the model's weights.
+        gradients: of what trains, together with the optimiser's fp32 copies and moments.
+    """
+
+    weights: int = 1
+    gradients: int = 1
+
+    @classmethod
+    def of(cls, strategy: str, world: int) -> Shards:
+        """Return what `run.strategy` spreads over `world` devices."""
+        return cls(world if strategy in ("fsdp", "zero3") else 1, world if strategy != "ddp" else 1)
 
 
 def memory_bytes(
@@ -141,7 +163,7 @@ def memory_bytes(
     vocabulary: int,
     *,
     half: bool,
-    checkpointing: bool,
+    shards: Shards = Shards(),
 ) -> float:
     """Return the bytes a device needs for a step.
 
@@ -150,11 +172,12 @@ def memory_bytes(
         head_positions: positions per micro-batch whose logits are made.
         vocabulary: of the LLM.
         half: frozen weights and activations in two bytes instead of four.
-        checkpointing: activations are recomputed.
+        shards: what is spread over devices.
     """
-    weights = sum(16 * part.trained + (2 if half else 4) * (part.parameters - min(part.trained, part.parameters))
-                  for part in parts)  # fmt: skip
+    trained = sum(part.trained for part in parts)
+    frozen = sum(part.parameters - min(part.trained, part.parameters) for part in parts)
+    weights = (4 * trained + (2 if half else 4) * frozen) / shards.weights + 12 * trained / shards.gradients
     scale = 1.0 if half else 2.0
-    activations = sum(scale * part.activation_bytes(part.tokens / micro_batches, checkpointing) for part in parts)
+    activations = sum(scale * part.activation_bytes(part.tokens / micro_batches) for part in parts)
     # Logits, their softmax and their gradient, in fp32.
     return weights + activations + head_positions * vocabulary * 12

@@ -187,11 +187,20 @@ class EvaluateSection(Section):
     samples: Count = 64
     """Records used, the first ones of each data set."""
     generate: Annotated[int, Field(ge=0)] = 4
-    """For so many records an answer is generated and logged (`samples.jsonl`)."""
+    """For so many records of each data set an answer is generated and logged (`samples.jsonl`)."""
     max_new_tokens: Count = 64
     """Longest generated answer."""
+    metric: Literal["loss", "accuracy", "f1", "recall"] = "loss"
+    """What decides which weights are best: loss; of the generated answers the share that equals the true one, or the mean F1
+    of their words, both without case and punctuation; recall, of a contrastive stage: the mean of R@1, R@5, R@10 both ways."""
     patience: Count | None = None
-    """Stop when the loss has not improved for so many looks; the best weights are what the stage ends with."""
+    """Stop when the metric has not improved for so many looks; the best weights are what the stage ends with."""
+
+    @model_validator(mode="after")
+    def _answers_to_judge(self) -> EvaluateSection:
+        if self.metric in ("accuracy", "f1") and not self.generate:
+            raise ValueError(f"metric: {self.metric} judges generated answers; set `generate` to a number of records")
+        return self
 
 
 class TextEncoderSection(Section):
@@ -303,13 +312,16 @@ class StageSection(Section):
     """Lay the samples of a micro-batch end to end instead of padding them; exact, samples do not see each other."""
     supervised_logits: bool = True
     """Run the LLM's head only where there is a label; exact."""
+    cross_entropy: Literal["auto", "full", "chunked", "liger"] = "auto"
+    """full makes all supervised logits at once; chunked a few rows at a time, so that a large vocabulary is never whole in
+    memory (exact); liger is liger-kernel's fused kernel (CUDA, extra `liger`); auto is chunked where the LLM allows it."""
     feature_cache: bool = False
     """Run frozen encoders once per image and volume and store their features in the run folder; pays when media are seen
     several times, in epochs, questions or further runs. Exact. Not together with `augment`."""
     augment: AugmentSection | None = None
     """Change images and volumes a little, differently in each pass; default: not at all."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    activation_checkpointing: bool | list[PartName] = False
+    """Recompute activations in the backward pass: less memory, about a third more time. true, or the parts that do so."""
     compile: bool = False
     """`torch.compile` the model; pays on CUDA with shapes that repeat."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -336,6 +348,8 @@ class StageSection(Section):
                 "`augment` changes the pixels in each pass and `feature_cache` runs the encoder once for all passes; "
                 "remove one of them"
             )
+        if self.cross_entropy in ("chunked", "liger") and not self.supervised_logits:
+            raise ValueError(f"cross_entropy: {self.cross_entropy} needs `supervised_logits`")
         trained = {name: part for name, part in self.train.items() if part.mode != "frozen"}
         if not trained:
             raise ValueError("`train` names no part that trains; give at least one part the mode full or lora")
@@ -346,6 +360,9 @@ class StageSection(Section):
             self._check_contrastive(list(self.train))
         elif self.contrastive is not None:
             raise ValueError("`contrastive` is for stages with `objective: contrastive`")
+        metrics = ("loss", "recall") if self.objective == "contrastive" else ("loss", "accuracy", "f1")
+        if self.evaluate is not None and self.evaluate.metric not in metrics:
+            raise ValueError(f"evaluate.metric of a {self.objective} stage is one of {', '.join(metrics)}")
         return self
 
     def _check_contrastive(self, parts: list[str]) -> None:

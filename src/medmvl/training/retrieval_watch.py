@@ -44,7 +44,7 @@ class RetrievalWatch(HeldOut):
         self._processor = processor
 
     def _evaluate(self, state: TrainerState) -> float:
-        """Write the rows of one look and return the loss over all data, weighted by their pairs."""
+        """Write the rows of one look and return the metric that decides over all data, weighted by their pairs."""
         model: Any = self.trainer.applied.model
         assert isinstance(model, DualEncoder)
         rows: list[dict[str, Any]] = []
@@ -62,6 +62,8 @@ class RetrievalWatch(HeldOut):
         if state.is_world_process_zero:
             append_rows(self._losses, rows)
             append_rows(self._samples, samples)
+        if self._settings.metric == "recall":
+            return float(sum(means[name] for name in names if name != "loss") / (len(names) - 1))
         return float(means["loss"])
 
     def _look(self, model: DualEncoder, dataset: SampleDataset) -> tuple[dict[str, Any], list[dict[str, Any]]]:

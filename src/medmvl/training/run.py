@@ -16,9 +16,10 @@ from transformers.utils import logging as hf_logging
 
 from medmvl.data.dataset import SampleDataset
 from medmvl.data.mixture import Mixture
-from medmvl.errors import RecipeError, TrainingError, did_you_mean
+from medmvl.errors import RecipeError, TrainingError, did_you_mean, require
 from medmvl.files import PathLike
 from medmvl.models import MedMVLForConditionalGeneration
+from medmvl.models.head_loss import plain_head
 from medmvl.processing import MedMVLProcessor
 from medmvl.processing.pairs import PairProcessor
 from medmvl.training.augmentation import Augmenter
@@ -248,6 +249,7 @@ def build_trainer(
         schedule=stage.scheduler,
         prefetch=recipe.run.prefetch,
         average=average,
+        cross_entropy=loss_kernel(stage, applied, args.device),
     )
     for callback in callbacks:
         callback.trainer = trainer
@@ -274,6 +276,30 @@ def stage_callbacks(
     if recipe.run.progress:
         callbacks.append(Bar(stage.name))
     return callbacks, average
+
+
+def loss_kernel(stage: StageSection, applied: AppliedStage, device: torch.device) -> str | None:
+    """Return how the loss is computed from hidden states; None: from all supervised logits at once.
+
+    Raises:
+        RecipeError: if the recipe asks for a way that the LLM or the device does not allow.
+        MissingExtraError: if it asks for Liger and that is not installed.
+    """
+    possible = stage.supervised_logits and plain_head(applied.model.language_model) is not None
+    if stage.cross_entropy == "auto":
+        return "chunked" if possible else None
+    if stage.cross_entropy == "full":
+        return None
+    if not possible:
+        raise RecipeError(
+            f"cross_entropy: {stage.cross_entropy} needs an LLM whose logits are its head's output as it is; this one "
+            "changes them afterwards, or its head is not a plain linear layer. Use auto or full."
+        )
+    if stage.cross_entropy == "liger":
+        if device.type != "cuda":
+            raise RecipeError(f"cross_entropy: liger runs on CUDA devices, this run is on {device.type}. Use auto.")
+        require("liger_kernel", "liger")
+    return stage.cross_entropy
 
 
 def stored_media(
@@ -316,8 +342,6 @@ def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, s
         max_grad_norm=stage.max_grad_norm,
         bf16=stage.precision == "bf16",
         fp16=stage.precision == "fp16",
-        activation_checkpointing=stage.activation_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if stage.activation_checkpointing else None,
         torch_compile=stage.compile,
         seed=stage_seed(recipe, stage),
         use_cpu=use_cpu(run),

@@ -37,6 +37,7 @@ FREE_STAGE_KEYS = (
     "activation_checkpointing",
     "compile",
     "feature_cache",
+    "cross_entropy",
 )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from peft import LoraConfig, LoraModel
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from medmvl.errors import RecipeError, did_you_mean
@@ -119,7 +121,27 @@ def apply_stage(model: MedMVLForConditionalGeneration, stage: StageSection) -> A
         parameter.data = parameter.data.float()  # the optimiser's master copy
     if stage.precision == "bf16":
         _shrink_frozen(applied)
+    checkpoint_activations(model, stage.activation_checkpointing)  # type: ignore[arg-type]
     return applied
+
+
+def checkpoint_activations(model: MedMVLForConditionalGeneration, chosen: bool | list[str]) -> None:
+    """Let layers recompute their activations in the backward pass: of all parts, or of the chosen ones.
+
+    Raises:
+        RecipeError: if the model has no such part, or the part has no layers that can do so.
+    """
+    available = parts(model)
+    names = (available if chosen else []) if isinstance(chosen, bool) else chosen
+    for name in names:
+        if name not in available:
+            raise RecipeError(f"activation_checkpointing names {name!r}. {did_you_mean(name, available)}")
+        layers = [module for module in available[name].modules() if hasattr(module, "gradient_checkpointing")]
+        if not layers and not isinstance(chosen, bool):
+            raise RecipeError(f"activation_checkpointing names {name!r}, which has no layers that can recompute.")
+        for layer in layers:
+            layer.gradient_checkpointing = True  # type: ignore[assignment]
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
 
 
 def _unfreeze(part: nn.Module, setting: PartSection, name: str) -> None:

@@ -102,6 +102,7 @@ class StageTrainer(Trainer):
         schedule: course of the learning rate, see `course`.
         prefetch: batches each loader process prepares ahead.
         average: moving average of the weights, saved with them.
+        cross_entropy: how the loss is computed, see the model's `forward`; None makes logits.
     """
 
     def __init__(
@@ -118,6 +119,7 @@ class StageTrainer(Trainer):
         schedule: str = "cosine",
         prefetch: int = 4,
         average: Average | None = None,
+        cross_entropy: str | None = None,
     ) -> None:
         use_cache = applied.model.config.use_cache if hasattr(applied.model.config, "use_cache") else None
         super().__init__(model=applied.model, args=args, train_dataset=records, callbacks=callbacks)
@@ -133,6 +135,7 @@ class StageTrainer(Trainer):
         self.interrupted = False  # agreed between all processes
         self.packed = make_batch.packed
         self.average = average
+        self.cross_entropy = cross_entropy
         self._sampler, self._make_batch = sampler, make_batch
         self._keep, self._stop_after_nans, self._prefetch = keep, stop_after_nans, prefetch
         self._schedule = schedule
@@ -179,7 +182,8 @@ class StageTrainer(Trainer):
         for key in ("ids", "tokens", "positions", "supervised"):
             inputs.pop(key, None)
         # With a cache, an LLM given reset positions would attend over the whole packed row.
-        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
+        own = {"use_cache": False, "cross_entropy": self.cross_entropy}
+        return super().compute_loss(model, inputs | own, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run forward and backward of a micro-batch and note its loss."""

@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from medmvl.models.encoders.base import ENCODERS, EncoderModule, EncoderSpec, divided
 from medmvl.models.encoders.positions import resize_positions
@@ -80,7 +81,7 @@ class ViT3D(EncoderModule):
         return x
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """Pre-norm self-attention and MLP with exact GELU."""
 
     def __init__(self, width: int, heads: int, hidden: int, qkv_bias: bool = True) -> None:
