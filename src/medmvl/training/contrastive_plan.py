@@ -83,7 +83,7 @@ def _measure(mixture: Mixture, processor: PairProcessor) -> _Texts:
     longest = cut = 0
     for number in range(len(mixture)):
         try:
-            sample = mixture.sample(number)
+            sample = mixture[number]  # with its medium, which must be there
             medium_of(sample, processor.modality)
             ids, is_cut = processor.tokenize(sample)
         except DataError as error:
