@@ -23,15 +23,23 @@ SHARD_BYTES = 5_000_000_000
 def whole_folder(target: Path) -> Iterator[Path]:
     """Give an empty folder beside `target`; on success rename it to `target`, else remove it.
 
+    Args:
+        target: may be a symbolic link; what it points at is written.
+
     Raises:
-        CheckpointError: if `target` exists and is not an empty folder.
+        CheckpointError: if `target` exists and is not an empty folder, or no folder can be made there.
     """
+    given, target = target, target.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} exists and is not empty. Choose another destination or remove it.")
-    target.parent.mkdir(parents=True, exist_ok=True)
+        raise CheckpointError(f"{given} exists and is not empty. Choose another destination or remove it.")
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"No folder can be made at {given}: {error.strerror}. Choose another destination."
+        ) from error
     try:
         yield temporary
         if target.exists():

@@ -5,7 +5,9 @@ Shapes: B rows, T tokens, H width of the LLM, V vocabulary, N images and M volum
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -256,6 +258,7 @@ class MedMVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         Raises:
             CheckpointError: if the folder is not a whole checkpoint of ours.
         """
+        _check_ours(Path(folder))
         wants_info = kwargs.pop("output_loading_info", False)
         try:
             loaded: Any = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
@@ -277,6 +280,24 @@ class MedMVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Save under the module's own key names, so that whatever loads a state dict finds every key."""
         kwargs.setdefault("save_original_format", False)
         super().save_pretrained(*args, **kwargs)
+
+
+def _check_ours(folder: Path) -> None:
+    """Refuse what is no checkpoint of ours before anything is built: transformers would go to the hub for a name, and build
+    a model of its default sizes, several billion parameters, for another model's config.
+    """
+    try:
+        kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except OSError as error:
+        hint = " It holds PEFT adapters: merge them first." if (folder / "adapter_config.json").is_file() else ""
+        raise CheckpointError(f"{folder} is not a checkpoint folder: it has no config.json.{hint}") from error
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{folder / 'config.json'} is not a JSON object. Copy it again.") from error
+    if kind != MedMVLConfig.model_type:
+        raise CheckpointError(
+            f"{folder} holds a model of the type {kind!r}, not one of ours ({MedMVLConfig.model_type!r}). `medmvl checkpoint "
+            "convert` brings checkpoints of other layouts in."
+        )
 
 
 def parts(model: MedMVLForConditionalGeneration) -> dict[str, nn.Module]:

@@ -27,8 +27,8 @@ class ImageProcessor:
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings
-        values = dict(settings)
+        self.settings = _named(settings)
+        values = dict(self.settings)
         name = str(values.pop("image_processor_type", ""))
         self._processor = with_fixed_order(pil_processor_class(name))(**values)
 
@@ -50,6 +50,15 @@ class ImageProcessor:
         if isinstance(picture, Image):
             picture = picture.to_pil()
         return self._processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+
+
+def _named(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings that name their class as transformers has done since 2022: files of published CLIPs are older."""
+    old = settings.get("feature_extractor_type")
+    if old is None:
+        return settings
+    rest = {key: value for key, value in settings.items() if key != "feature_extractor_type"}
+    return {"image_processor_type": str(old).replace("FeatureExtractor", "ImageProcessor"), **rest}
 
 
 def pil_processor_class(name: str) -> Any:
