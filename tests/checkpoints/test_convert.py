@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from tests.parity.sets import HERE
 
@@ -73,6 +76,22 @@ def test_a_name_that_is_nowhere(source: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     shutil.rmtree(source.parent / "pretrained" / "qwen2-tiny")
     refuses(source, r"--resolve pretrained/qwen2-tiny=FOLDER")
+
+
+def test_a_hub_that_never_answers_is_not_waited_for(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A firewall that swallows packets: the connection stands, no word comes back."""
+    shutil.rmtree(source.parent / "pretrained" / "qwen2-tiny")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("medmvl.checkpoints.resolve.HfApi", lambda: HfApi(endpoint=endpoint))
+        monkeypatch.setattr("medmvl.checkpoints.resolve._HUB_SECONDS", 0.3)
+        started = time.monotonic()
+        refuses(source, r"--resolve pretrained/qwen2-tiny=FOLDER")
+        server.settimeout(0.0)
+        server.accept()[0].close()  # it was asked
+    assert time.monotonic() - started < 20
 
 
 def test_a_given_name_that_nothing_asks_for_is_said(source: Path) -> None:
