@@ -20,6 +20,7 @@ from medmvl.errors import CheckpointError
 from medmvl.files import PathLike
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.models.llms import lora_targets
+from medmvl.models.quantized import Quantizer, quantize_linears
 from medmvl.processing import MedMVLProcessor
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -68,22 +69,34 @@ def lora_config(
     )
 
 
-def adapt(model: MedMVLForConditionalGeneration, config: LoraConfig | None = None) -> PeftModel:
-    """Return the model with fresh adapters; only they and the connectors train."""
-    return get_peft_model(model, config or lora_config(model))
+def adapt(
+    model: MedMVLForConditionalGeneration, config: LoraConfig | None = None, *, quantize: Quantizer | None = None
+) -> PeftModel:
+    """Return the model with fresh adapters; only they and the connectors train.
+
+    Args:
+        quantize: keep the LLM's linear layers in few bits (QLoRA); needs the extra `quantize`.
+    """
+    config = config or lora_config(model)
+    if quantize is not None:
+        quantize_linears(model.language_model, quantize)
+    return get_peft_model(model, config)
 
 
-def load_adapted(folder: PathLike, base: PathLike | None = None) -> PeftModel:
+def load_adapted(folder: PathLike, base: PathLike | None = None, *, quantize: Quantizer | None = None) -> PeftModel:
     """Load an adapter folder on the base checkpoint it names.
 
     Args:
         base: the base checkpoint's folder; default: what the adapter names.
+        quantize: the LLM's linear layers in few bits, as the adapters were trained.
 
     Raises:
         CheckpointError: if either is not whole, or they do not fit.
     """
     path = Path(folder)
     model = MedMVLForConditionalGeneration.from_pretrained(base_folder(path, base))
+    if quantize is not None:
+        quantize_linears(model.language_model, quantize)
     try:
         adapted = PeftModel.from_pretrained(model, str(path), low_cpu_mem_usage=True)
     except (RuntimeError, ValueError, KeyError, OSError) as error:

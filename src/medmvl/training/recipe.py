@@ -136,6 +136,10 @@ class LoRASection(Section):
     """Weight-decomposed adapters (DoRA, arXiv 2402.09353)."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) (arXiv 2312.03732)."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Keep the part's frozen linear layers in few bits (QLoRA, arXiv 2305.14314): nf4 by bitsandbytes, int8 by torchao (extra
+    `quantize`). The finished checkpoint is the model that was trained: the weights as the quantiser rounded them, adapters
+    merged. Not with `strategy: fsdp`."""
 
 
 class PartSection(Section):
@@ -330,6 +334,11 @@ class Recipe(Section):
             if stage.name in earlier:
                 raise ValueError(f"{at}: two stages have this name")
             self._check_data(at, stage)
+            quantized = [n for n, part in stage.train.items() if part.mode == "lora" and part.lora.quantize]
+            if quantized and self.run.strategy == "fsdp":
+                raise ValueError(
+                    f"{at}: train.{quantized[0]}.lora.quantize does not go with run.strategy fsdp; use ddp"
+                )
             known = self.model.part_names()
             strange = [part for part in stage.train if known and part not in known]
             if strange:

@@ -20,6 +20,7 @@ from transformers import PreTrainedModel
 from medmvl.errors import RecipeError, did_you_mean
 from medmvl.models import MedMVLForConditionalGeneration, parts
 from medmvl.models.llms import lora_targets
+from medmvl.models.quantized import quantize_linears, restore_linears
 from medmvl.training.recipe import LoRASection, PartSection, StageSection
 
 ADAPTER = "default"
@@ -89,6 +90,7 @@ class AppliedStage:
         self.originals.clear()
         for part in self.trained:
             if part.adapters is not None:
+                restore_linears(part.adapters)
                 part.adapters.merge_and_unload(safe_merge=True)
         self.model.requires_grad_(True)
         return self.model
@@ -133,7 +135,7 @@ def _unfreeze(part: nn.Module, setting: PartSection, name: str) -> None:
 
 
 def _add_adapters(part: nn.Module, settings: LoRASection, name: str) -> LoraModel:
-    """Put LoRA layers into a part, in place."""
+    """Put LoRA layers into a part, in place; on quantised layers if the settings say so."""
     targets = settings.targets or (lora_targets(part) if isinstance(part, PreTrainedModel) else _linear_names(part))
     config = LoraConfig(
         r=settings.r,
@@ -144,6 +146,8 @@ def _add_adapters(part: nn.Module, settings: LoRASection, name: str) -> LoraMode
         use_rslora=settings.rslora,
         bias="none",
     )
+    if settings.quantize is not None:
+        quantize_linears(part, settings.quantize)
     try:
         return LoraModel(part, config, ADAPTER)
     except ValueError as error:
@@ -187,7 +191,8 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
 def _shrink_frozen(applied: AppliedStage) -> None:
     """Hold frozen fp32 weights in bf16, keeping their values on the CPU for `finish`."""
     for name, parameter in applied.model.named_parameters():
-        if not parameter.requires_grad and parameter.dtype == torch.float32:
+        plain = type(parameter) is nn.Parameter  # torchao's quantised weights say float32 and are not
+        if not parameter.requires_grad and parameter.dtype == torch.float32 and plain:
             applied.originals[name] = parameter.data.to("cpu", copy=True)
             parameter.data = parameter.data.to(torch.bfloat16)
 
