@@ -16,7 +16,8 @@ from medmvl.errors import CheckpointError
 from medmvl.files import write_json
 from medmvl.models import MedMVLConfig, MedMVLForConditionalGeneration
 
-SHARD_BYTES = 5_000_000_000
+#: Of a written file, at 4 bytes a value; as much is in memory at once beside the mapped source.
+SHARD_BYTES = 2_000_000_000
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 from medmvl.errors import ModelError
 from medmvl.models.encoders.base import ENCODERS, EncoderModule, EncoderSpec, divided
 from medmvl.models.encoders.positions import say_interpolated
+from medmvl.models.encoders.published import check_found, load_pretrained
 from medmvl.models.visual_tokens import Grid
 
 
@@ -159,7 +160,10 @@ class TransformersVisionSpec(EncoderSpec):
         spec = cls.spec_from_pretrained(folder, **settings)
         module = spec.build()
         assert isinstance(module, TransformersVisionEncoder)
-        return spec, type(module)(spec, AutoModel.from_pretrained(folder, config=spec.hf_config()))
+        model, missing = load_pretrained(AutoModel, folder, config=spec.hf_config())
+        encoder = type(module)(spec, model)
+        check_found(encoder, missing, folder, "model.")
+        return spec, encoder
 
 
 def vision_settings(folder: str) -> dict[str, Any]:
