@@ -264,6 +264,11 @@ class MedMVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             loaded: Any = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{folder} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+        except RuntimeError as error:  # transformers has already shown a table of the shapes
+            raise CheckpointError(
+                f"The weights in {folder} do not fit its config.json: some have another shape. The folder is incomplete or its "
+                "config was edited; copy it again from where it was written."
+            ) from error
         model, info = loaded
         broken = {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys", "unexpected_keys")}
         if any(broken.values()):

@@ -101,7 +101,7 @@ class Weights:
         return list(shards.items())
 
     def _check_and_add(self, file: Path, names: set[str] | None) -> None:
-        source = _open_bin(file) if file.suffix == ".bin" else _open_safetensors(file)
+        source = open_weights(file)
         found = list(source) if isinstance(source, dict) else list(source.keys())
         if names is not None and (missing := names - set(found)):
             raise CheckpointError(
@@ -112,6 +112,15 @@ class Weights:
             if name in self._where:
                 raise CheckpointError(f"The tensor {name} stands in both {self._where[name].name} and {file.name}.")
             self._where[name] = file
+
+
+def open_weights(file: Path) -> Any:
+    """Return a weight file as a mapping of tensors (`.bin`) or an open safetensors handle; both have `keys()`.
+
+    Raises:
+        CheckpointError: if it is damaged, or holds more than tensors.
+    """
+    return _open_bin(file) if file.suffix == ".bin" else _open_safetensors(file)
 
 
 def _open_safetensors(file: Path) -> Any:
