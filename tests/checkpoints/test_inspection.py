@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from tests.parity.sets import HERE
 
@@ -109,3 +110,13 @@ def test_a_config_whose_sizes_are_not_those_of_the_weights(converted: Callable[[
     file.write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match="another shape"):
         Predictor.from_pretrained(tmp_path / "model")
+
+
+def test_in_full_precision_every_weight_is_the_stored_one(converted: Callable[[str], Path]) -> None:
+    """v2 is stored as bfloat16; each file is let go when its last weight is converted."""
+    stored = MedMVLForConditionalGeneration.from_pretrained(converted("v2"))
+    loaded = MedMVLForConditionalGeneration.from_pretrained(converted("v2"), dtype=torch.float32)
+    assert {p.dtype for p in stored.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32} == {loaded.dtype}
+    assert loaded.config.dtype == loaded.config.text_config.dtype == torch.float32
+    assert all(torch.equal(p, q.float()) for p, q in zip(loaded.parameters(), stored.parameters(), strict=True))

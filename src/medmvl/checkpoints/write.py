@@ -103,6 +103,7 @@ def write_weights(entries: Mapping[str, Entry], folder: Path, shard_bytes: int =
         save_file(tensors, folder / file, metadata={"format": "pt"})
         total += sum(tensor.nbytes for tensor in tensors.values())
         where.update(dict.fromkeys(names, file))
+        del tensors  # before the next shard is read
     if len(shards) > 1:
         write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
     return total

@@ -260,6 +260,9 @@ class MedMVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """
         _check_ours(Path(folder))
         wants_info = kwargs.pop("output_loading_info", False)
+        in_full = kwargs.get("dtype") in (torch.float32, "float32") and not kwargs.get("device_map")
+        if in_full:
+            kwargs["dtype"] = "auto"  # mapped from the file, nothing copied yet
         try:
             loaded: Any = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
         except (OSError, SafetensorError) as error:
@@ -279,6 +282,8 @@ class MedMVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 )
                 + ". The folder is incomplete or its config was edited; copy it again from where it was written."
             )
+        if in_full:
+            _to_float32(model)
         return (model, info) if wants_info else model
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
@@ -303,6 +308,20 @@ def _check_ours(folder: Path) -> None:
             f"{folder} holds a model of the type {kind!r}, not one of ours ({MedMVLConfig.model_type!r}). `medmvl checkpoint "
             "convert` brings checkpoints of other layouts in."
         )
+
+
+def _to_float32(model: MedMVLForConditionalGeneration) -> None:
+    """Convert the weights in the order of their names, which is that of the files.
+
+    So a file is let go when its last weight is converted, and both forms of the whole model are never in memory together.
+    """
+    for _, parameter in sorted(model.named_parameters()):
+        parameter.data = parameter.data.float()
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.float()
+    for config in (model.config, model.config.text_config):
+        config.dtype = torch.float32
 
 
 def parts(model: MedMVLForConditionalGeneration) -> dict[str, nn.Module]:

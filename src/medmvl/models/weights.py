@@ -66,8 +66,13 @@ class Weights:
         return str(source.get_slice(name).get_dtype())
 
     def __getitem__(self, name: str) -> Tensor:
-        source = self._open[self._where[name]]
-        return source[name] if isinstance(source, dict) else source.get_tensor(name)
+        file = self._where[name]
+        source = self._open[file]
+        if isinstance(source, dict):
+            return source[name]
+        # A mapping of its own for each tensor: what was read is let go with it, not kept till the last one.
+        with safe_open(file, framework="pt") as handle:
+            return handle.get_tensor(name)
 
     def _shards(self) -> list[tuple[Path, set[str] | None]]:
         """Return the weight files and, where an index says so, the tensors each must hold."""
