@@ -17,7 +17,7 @@ from medmvl.checkpoints.convert import read_raw_config
 from medmvl.checkpoints.llava import is_llava
 from medmvl.checkpoints.reference_config import is_reference
 from medmvl.checkpoints.tinyllava import is_tinyllava
-from medmvl.files import PathLike
+from medmvl.files import PathLike, read_json
 from medmvl.imaging import Geometry
 from medmvl.models import MedMVLConfig
 from medmvl.models.contrastive import DualEncoderConfig
@@ -88,7 +88,7 @@ def _names(raw: dict[str, Any]) -> dict[str, str]:
 
 
 def _adapter(path: Path) -> Inspection:
-    settings = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    settings = read_json(path / ADAPTER_CONFIG)
     keys = ("base_model_name_or_path", "peft_type", "r", "lora_alpha", "target_modules", "modules_to_save")
     return Inspection(
         "PEFT adapter; `medmvl checkpoint merge` folds it in", {}, {k: str(settings.get(k)) for k in keys}
@@ -148,7 +148,7 @@ def _processor_facts(path: Path) -> dict[str, str]:
     file = path / "processor_config.json"
     if not file.is_file():
         return {"processor": "missing"}
-    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings = read_json(file)
     facts = {}
     if settings.get("volume"):
         geometry = Geometry.from_dict(settings["volume"]["geometry"])

@@ -16,7 +16,8 @@ from medmvl.errors import CheckpointError
 from medmvl.files import write_json
 from medmvl.models import MedMVLConfig, MedMVLForConditionalGeneration
 
-SHARD_BYTES = 5_000_000_000
+#: Of a written file, at 4 bytes a value; as much is in memory at once beside the mapped source.
+SHARD_BYTES = 2_000_000_000
 
 
 @contextmanager
@@ -102,6 +103,7 @@ def write_weights(entries: Mapping[str, Entry], folder: Path, shard_bytes: int =
         save_file(tensors, folder / file, metadata={"format": "pt"})
         total += sum(tensor.nbytes for tensor in tensors.values())
         where.update(dict.fromkeys(names, file))
+        del tensors  # before the next shard is read
     if len(shards) > 1:
         write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
     return total

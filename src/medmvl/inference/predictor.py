@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList, TextIteratorStreamer
 
 from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_ALIAS, VOLUME_PLACEHOLDER, Message, Sample
-from medmvl.errors import CheckpointError, MedMVLError, RecipeError
+from medmvl.errors import CheckpointError, RecipeError
 from medmvl.files import PathLike
 from medmvl.inference.confidence import ChosenTokens, beam_probabilities
 from medmvl.models import MedMVLForConditionalGeneration
@@ -114,7 +114,7 @@ class Predictor:
             )
         target, wanted = place(device, dtype)
         model = MedMVLForConditionalGeneration.from_pretrained(path, dtype=wanted).to(target)
-        processor = load_processor(path)
+        processor = MedMVLProcessor.from_pretrained(path)
         if template is not None:
             processor.with_template(template)
         return cls(model, processor)
@@ -256,24 +256,6 @@ def question(text: str, images: int, volumes: int) -> Sample:
     if IMAGE_PLACEHOLDER not in text and VOLUME_PLACEHOLDER not in text:
         text = f"{IMAGE_PLACEHOLDER}\n" * images + f"{VOLUME_PLACEHOLDER}\n" * volumes + text
     return Sample("(question)", (Message("user", text),))
-
-
-def load_processor(folder: PathLike) -> MedMVLProcessor:
-    """Load the processor of a checkpoint folder.
-
-    Raises:
-        CheckpointError: if its files are missing or damaged.
-    """
-    try:
-        return MedMVLProcessor.from_pretrained(str(folder), local_files_only=True)
-    except MedMVLError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"The processor in {folder} cannot be loaded: {first_line} A checkpoint needs processor_config.json, "
-            "chat_template.jinja and the tokenizer's files; copy the folder again from where it was written."
-        ) from error
 
 
 def _until_stop(ids: list[int], stops: list[int]) -> list[int]:

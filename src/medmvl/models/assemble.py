@@ -12,6 +12,7 @@ from medmvl.models.configuration import MedMVLConfig
 from medmvl.models.connectors import ConnectorSpec, connector_spec
 from medmvl.models.encoders import ENCODERS, EncoderModule, EncoderSpec, encoder_spec
 from medmvl.models.encoders.own import is_own_checkpoint, own_encoder, own_spec
+from medmvl.models.encoders.published import check_found, load_pretrained
 from medmvl.models.tower import TowerSpec
 
 if TYPE_CHECKING:
@@ -100,7 +101,8 @@ def from_parts(
 
 def _fill_llm(model: MedMVLForConditionalGeneration, llm: LLMSource) -> None:
     if isinstance(llm, str):
-        model.language_model = _load(AutoModelForCausalLM.from_pretrained, llm, "LLM")
+        model.language_model, missing = load_pretrained(AutoModelForCausalLM, llm)
+        check_found(model.language_model, missing, llm)
     elif isinstance(llm, PreTrainedModel):
         model.language_model = llm
     model.config.text_config = model.language_model.config

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel
 
@@ -29,12 +30,20 @@ class StrictModel(PreTrainedModel):
         Raises:
             CheckpointError: if the folder is not a whole checkpoint of this kind of model.
         """
-        wants_info = kwargs.pop("output_loading_info", False)
         _check_kind(Path(folder), cls.config_class.model_type)
+        wants_info = kwargs.pop("output_loading_info", False)
+        in_full = kwargs.get("dtype") in (torch.float32, "float32") and not kwargs.get("device_map")
+        if in_full:
+            kwargs["dtype"] = "auto"  # mapped from the file, nothing copied yet
         try:
             loaded: Any = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(f"{folder} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
+        except RuntimeError as error:  # transformers has already shown a table of the shapes
+            raise CheckpointError(
+                f"The weights in {folder} do not fit its config.json: some have another shape. The folder is incomplete or its "
+                "config was edited; copy it again from where it was written."
+            ) from error
         model, info = loaded
         broken = {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys", "unexpected_keys")}
         if any(broken.values()):
@@ -45,6 +54,8 @@ class StrictModel(PreTrainedModel):
                 )
                 + ". The folder is incomplete or its config was edited; copy it again from where it was written."
             )
+        if in_full:
+            _to_float32(model)
         return (model, info) if wants_info else model
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
@@ -75,3 +86,17 @@ def _check_kind(folder: Path, wanted: str) -> None:
         f"{folder} holds a model of the type {found!r}, not one of ours ({wanted!r}). `medmvl checkpoint convert` brings "
         "checkpoints of other layouts in."
     )
+
+
+def _to_float32(model: StrictModel) -> None:
+    """Convert the weights in the order of their names, which is that of the files.
+
+    So a file is let go when its last weight is converted, and both forms of the whole model are never in memory together.
+    """
+    for _, parameter in sorted(model.named_parameters()):
+        parameter.data = parameter.data.float()
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.data = buffer.data.float()
+    for config in (model.config, model.config.text_config):
+        config.dtype = torch.float32
