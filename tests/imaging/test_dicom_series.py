@@ -8,6 +8,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom import dcmread
+from pydicom.data import get_testdata_file
 from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless, generate_uid
 
 from imaging.dicom_writing import SERIES, random_hu, slice_dataset, write_series
@@ -303,4 +304,31 @@ def test_a_number_of_frames_that_is_not_true_ends_at_once(tmp_path: Path) -> Non
     dataset = slice_dataset(np.zeros((10, 12), dtype=np.uint16), (0, 0, 0), NumberOfFrames=2_000_000_000)
     dataset.save_as(tmp_path / "one.dcm", enforce_file_format=True)
     with pytest.raises(ImagingError, match="without position"):
+        read_volume(tmp_path)
+
+
+def test_a_slice_that_is_moved_sideways_is_refused(tmp_path: Path) -> None:
+    hu = random_hu()
+    write_series(tmp_path, hu, shuffle=False)
+    moved = slice_dataset((hu[2].astype(np.int32) + 1024).astype(np.uint16), (20.0, -20.0, 9.0))
+    moved.save_as(tmp_path / "0002.dcm", enforce_file_format=True)
+    with pytest.raises(ImagingError, match=r"9\.00 mm is 30\.0 mm off sideways"):
+        read_volume(tmp_path)
+    assert any("off sideways" in warning for warning in read_volume(tmp_path, gaps="keep").warnings)
+
+
+def test_uneven_steps_are_not_called_missing_slices(tmp_path: Path) -> None:
+    for index, z in enumerate((0.0, 2.0, 4.0, 7.1, 9.0)):
+        dataset = slice_dataset(np.full((4, 5), 1000 + index, dtype=np.uint16), (0.0, 0.0, z))
+        dataset.save_as(tmp_path / f"{index}.dcm", enforce_file_format=True)
+    with pytest.raises(ImagingError, match=r"not evenly spaced.*4\.00 -> 7\.10"):
+        read_volume(tmp_path)
+
+
+def test_an_enhanced_file_that_describes_some_of_its_frames_is_refused(tmp_path: Path) -> None:
+    path = Path(get_testdata_file("eCT_Supplemental.dcm"))
+    dataset = dcmread(path)
+    dataset.PerFrameFunctionalGroupsSequence = dataset.PerFrameFunctionalGroupsSequence[:1]
+    dataset.save_as(tmp_path / "enhanced.dcm")
+    with pytest.raises(ImagingError, match=r"enhanced\.dcm describes 1 of its 2 frames"):
         read_volume(tmp_path)

@@ -116,7 +116,7 @@ def decode(dataset: Dataset, path: Path, index: int | None, max_bytes: int | Non
     """
     if not any(keyword in dataset for keyword in PIXEL_KEYWORDS):
         kind = str(dataset.get("Modality", "")) or "unknown modality"
-        raise ImagingError(f"{path} is a DICOM file without pixels ({kind}).")
+        raise ImagingError(f"{path} is a DICOM file without pixels ({kind}), or truncated.")
     for keyword in ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation"):
         if dataset.get(keyword) in (None, ""):
             raise ImagingError(f"{path} has pixels but no {keyword}: they cannot be decoded.")

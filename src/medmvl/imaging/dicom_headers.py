@@ -80,14 +80,14 @@ class Header:
     Attributes:
         dataset: its attributes without pixels (of the first file, where many say the same).
         left_out: why it is no slice of a volume, or None.
-        damaged: an image by its class, or of no class, and yet the file ends where pixels should follow.
+        damaged: what is wrong with an image that is not whole, else "".
         slices: a Slice per frame; None for a frame that does not say where it lies.
     """
 
     dataset: Dataset
     left_out: str | None
     slices: tuple[Slice | None, ...]
-    damaged: bool = False
+    damaged: str = ""
 
 
 class HeaderReader:
@@ -114,7 +114,7 @@ class HeaderReader:
             head = handle.read(12)
         syntax = str(getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", ""))
         if not head and syntax != DeflatedExplicitVRLittleEndian and _is_image(dataset):
-            return Header(dataset, "that end before their pixels", (), damaged=True)
+            return Header(dataset, "that end before their pixels", (), "is truncated: it ends before its pixels")
         same = tuple((tag, item.value) for tag, item in dataset.items() if tag not in (_POSITION, _INSTANCE))
         undecoded = all(isinstance(value, bytes | str | None) for _, value in same)
         signature = (syntax, same) if undecoded else None
@@ -126,7 +126,7 @@ class HeaderReader:
         dtype = "<i2" if int(dataset.get("PixelRepresentation") or 0) else "<u2"
         offset = _place_of_pixels(syntax, size, start, head)
         slices = () if left_out else tuple(_slices_of(dataset, path, None if offset is None else (offset, dtype)))
-        header = Header(dataset, left_out, slices)
+        header = Header(dataset, left_out, slices, "" if left_out else _lacking_frames(dataset))
         if signature is not None and len(slices) == 1 and slices[0] is not None and slices[0].frame is None:
             self._known[signature] = (header, size)
         return header
@@ -169,6 +169,13 @@ def _not_a_slice(dataset: Dataset) -> str | None:
     if int(dataset.get("SamplesPerPixel") or 1) != 1:
         return "in colour"
     return None
+
+
+def _lacking_frames(dataset: Dataset) -> str:
+    """Say so if a file describes some of its frames and not all."""
+    described = len(dataset.get("PerFrameFunctionalGroupsSequence") or ())
+    frames = frame_count(dataset)
+    return f"describes {described} of its {frames} frames" if 0 < described < frames else ""
 
 
 def _is_image(dataset: Dataset) -> bool:

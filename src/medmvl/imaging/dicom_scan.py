@@ -60,12 +60,12 @@ class Scan:
     Attributes:
         series: those with at least one positioned slice, largest first.
         left_out: one sentence per kind of file left out.
-        damaged: images that end before their pixels, and the series UIDs they name ("" if not even that).
+        damaged: images that are not whole, what is wrong, and the series UIDs they name ("" if not even that).
     """
 
     series: list[Series]
     left_out: list[str]
-    damaged: list[tuple[Path, str]]
+    damaged: list[tuple[Path, str, str]]
 
 
 def list_series(path: Path | str) -> list[Series]:
@@ -78,13 +78,13 @@ def scan(path: Path) -> Scan:
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     groups: dict[tuple[object, ...], list[tuple[Slice, Dataset]]] = defaultdict(list)
     left_out: Counter[str] = Counter()
-    damaged: list[tuple[Path, str]] = []
+    damaged: list[tuple[Path, str, str]] = []
     reader = HeaderReader()
     for file in files:
         with understanding(file):
             header = reader.read(file)
             if header is not None and header.damaged:
-                damaged.append((file, str(header.dataset.get("SeriesInstanceUID", ""))))
+                damaged.append((file, header.damaged, str(header.dataset.get("SeriesInstanceUID", ""))))
         if header is None or header.left_out:
             left_out["not DICOM" if header is None else str(header.left_out)] += 1
             continue
@@ -108,11 +108,10 @@ def choose_series(found: Scan, wanted: str | None, path: Path) -> Series:
             damaged file.
     """
     chosen = _choose(found.series, wanted, path, found.left_out)
-    for file, uid in found.damaged:
+    for file, fault, uid in found.damaged:
         if uid == "" or chosen.uid.startswith(uid):
             raise ImagingError(
-                f"{file} is truncated: it ends before its pixels, and it may be a slice of the series. Get it again, or "
-                "take it out of the folder."
+                f"{file} {fault}, and it may belong to the series. Get it again, or take it out of the folder."
             )
     return chosen
 
