@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import importlib
 import logging
@@ -21,6 +22,7 @@ from medmvl.files import PathLike
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.models.head_loss import plain_head
 from medmvl.processing import MedMVLProcessor
+from medmvl.training import zero
 from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler, StepShape, cost_of
 from medmvl.training.build import build
 from medmvl.training.callbacks import Bar, SaveAndStop, StageCallback, StepLog, StopSignal, TensorBoard
@@ -107,6 +109,7 @@ def run_stage(recipe: Recipe, stage: StageSection, folder: RunFolder) -> None:
             "and has written a checkpoint. The same command with --resume goes on from there."
         )
     trainer.settle(best=stage.evaluate is not None and stage.evaluate.patience is not None)
+    trainer.whole_weights()
     finish_stage(recipe, stage, folder, applied, processor)
 
 
@@ -194,6 +197,8 @@ def build_trainer(
     args = training_arguments(recipe, stage, folder, steps)
     shape = StepShape.of(stage.batch_size, stage.micro_batch_size, args.world_size)
     args.gradient_accumulation_steps = shape.accumulation
+    if recipe.run.strategy == "zero2" and args.world_size > 1:
+        args = with_zero(args, stage)
     args._n_gpu = min(args.n_gpu, 1)  # several GPUs in one process would mean DataParallel; torchrun is the way
     sampler = StepSampler(
         mixture, steps, shape, args.process_index, lambda number: cost_of(mixture.sample(number), processor)
@@ -309,6 +314,18 @@ def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, s
         report_to=[],
         disable_tqdm=True,
     )
+
+
+def with_zero(args: TrainingArguments, stage: StageSection) -> TrainingArguments:
+    """Return the same settings with DeepSpeed's.
+
+    Raises:
+        RecipeError: for a stage that DeepSpeed cannot run here.
+        MissingExtraError: if DeepSpeed is not installed.
+    """
+    if stage.ema is not None:
+        raise RecipeError(f"Stage {stage.name!r}: run.strategy zero2 keeps no moving average. Leave ema out, or use ddp.")
+    return dataclasses.replace(args, deepspeed=zero.settings(stage))
 
 
 def use_cpu(run: RunSection) -> bool:
