@@ -397,8 +397,9 @@ class RunSection(Section):
     """Keep encoded samples in memory up to this size per loader process; for small data sets seen many times."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto takes the accelerator if there is one."""
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    """Several processes (torchrun): ddp shares gradients; fsdp also shards weights and optimiser state (FSDP2)."""
+    strategy: Literal["ddp", "fsdp", "zero2"] = "ddp"
+    """Several processes (torchrun): ddp shares gradients; fsdp also shards weights and optimiser state (FSDP2); zero2
+    shards gradients and optimiser state (DeepSpeed, extra `deepspeed`)."""
     tensorboard: bool = False
     """Also write TensorBoard files to `<stage>/tensorboard` (needs the extra `tensorboard`)."""
     progress: bool = True

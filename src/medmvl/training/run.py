@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import importlib
 import logging
@@ -22,6 +23,7 @@ from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.models.head_loss import plain_head
 from medmvl.processing import MedMVLProcessor
 from medmvl.processing.pairs import PairProcessor
+from medmvl.training import zero
 from medmvl.training.augmentation import Augmenter
 from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler, StepShape, cost_of
 from medmvl.training.build import build
@@ -125,6 +127,7 @@ def run_to_the_end(trainer: StageTrainer, stage: StageSection, folder: RunFolder
             "and has written a checkpoint. The same command with --resume goes on from there."
         )
     trainer.settle(best=stage.evaluate is not None and stage.evaluate.patience is not None)
+    trainer.whole_weights()
 
 
 def load_start(
@@ -221,6 +224,8 @@ def build_trainer(
     args = training_arguments(recipe, stage, folder, steps)
     shape = StepShape.of(stage.batch_size, stage.micro_batch_size, args.world_size)
     args.gradient_accumulation_steps = shape.accumulation
+    if recipe.run.strategy == "zero2" and args.world_size > 1:
+        args = with_zero(args, stage)
     args._n_gpu = min(args.n_gpu, 1)  # several GPUs in one process would mean DataParallel; torchrun is the way
     sampler = StepSampler(
         mixture, steps, shape, args.process_index, lambda number: cost_of(mixture.sample(number), processor)
@@ -354,6 +359,20 @@ def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, s
         report_to=[],
         disable_tqdm=True,
     )
+
+
+def with_zero(args: TrainingArguments, stage: StageSection) -> TrainingArguments:
+    """Return the same settings with DeepSpeed's.
+
+    Raises:
+        RecipeError: for a stage that DeepSpeed cannot run here.
+        MissingExtraError: if DeepSpeed is not installed.
+    """
+    if stage.ema is not None:
+        raise RecipeError(
+            f"Stage {stage.name!r}: run.strategy zero2 keeps no moving average. Leave ema out, or use ddp."
+        )
+    return dataclasses.replace(args, deepspeed=zero.settings(stage))
 
 
 def use_cpu(run: RunSection) -> bool:

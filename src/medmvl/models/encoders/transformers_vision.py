@@ -187,27 +187,6 @@ def vision_settings(folder: str) -> dict[str, Any]:
     return AutoConfig.for_model(kind, **values).to_dict()
 
 
-def vision_settings(folder: str) -> dict[str, Any]:
-    """Return the vision part of a model's config, complete, with its `model_type`; the text part is not looked at.
-
-    Args:
-        folder: local folder or hub name.
-
-    Raises:
-        ModelError: if it cannot be read.
-    """
-    try:
-        settings, _ = PreTrainedConfig.get_config_dict(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"The encoder {folder!r} cannot be read: {str(error).splitlines()[0]}") from error
-    vision = settings.get("vision_config") or settings
-    kind = vision.get("model_type") or f"{settings.get('model_type')}_vision_model"
-    if kind not in CONFIG_MAPPING:  # whoever asked says what it takes
-        return {**vision, "model_type": kind}
-    values = {key: value for key, value in vision.items() if key != "model_type"}
-    return AutoConfig.for_model(kind, **values).to_dict()
-
-
 class TransformersVisionEncoder(EncoderModule):
     """Runs the vision transformer up to the selected layer."""
 
