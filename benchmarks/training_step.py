@@ -1,23 +1,24 @@
 """What a training step costs: this toolkit beside stock parts with the same weights and the same records.
 
-    python benchmarks/training_step.py [--out benchmarks/results] [--rounds 3] [--threads 2] [--size small|tiny]
+    python benchmarks/training_step.py [--out benchmarks/results] [--epochs 3] [--threads 2] [--size small] [--only TEXT]
 
 The peer is what one writes with stock parts: the model exported as `LlavaForConditionalGeneration`, in the stock
-`transformers.Trainer`, batches padded to the longest row, logits at every position. Both read the same records, encoded
-once and kept in memory, in batches of 16; only steps after the first epoch are timed. The mix imitates medical data:
-1 to 4 pictures of 64 tokens, questions of 10 to 40 tokens, answers of 2 to 120 with a heavy tail.
+`transformers.Trainer`, batches padded to the longest row, logits at every position; in one variant batches come from
+TRL's SFT collator (where TRL is importable), which tokenises and prepares pictures in every step. All variants read the
+records of `medical_mix.py`, in batches of 16, kept in memory after the first epoch, which is not timed.
 
-Every variant runs in a process of its own (so that peak memory means something), the variants in turn, several rounds;
-the median step of all rounds counts. Ratios are against the peer of the same round.
+Every variant is a process of its own (so that peak memory means something). All are alive at once and take turns, one
+step each, so that whatever else the machine does falls on all of them alike. A ratio is that of two variants' times for
+the same epoch; the median over epochs counts. Peak memory is that of the whole run, above what the imports take.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -27,82 +28,62 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import medical_mix
+from medical_mix import SIZES
 
-BATCH, RECORDS, STEPS = 16, 64, 8
-SIZES = {
-    "tiny": {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "vision": 96, "vocab": 4096},
-    "small": {"hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 6, "vision": 192, "vocab": 16384},
-}
-#: variant -> (engine, stage, settings of our stage)
+BATCH, RECORDS = 16, 64
+EPOCH = RECORDS // BATCH
+FULL, CONNECTOR = {"image_connector": "full", "llm": "full", "image_encoder": "full"}, {"image_connector": "full"}
 OFF = {"packing": False, "supervised_logits": False}
-VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
-    "stage 2: peer, fp32": ("peer", "full", {}),
-    "stage 2: peer, bf16": ("peer", "full", {"precision": "bf16"}),
-    "stage 2: ours, all off, fp32": ("ours", "full", OFF),
-    "stage 2: ours, packing only, fp32": ("ours", "full", OFF | {"packing": True}),
-    "stage 2: ours, supervised logits only, fp32": ("ours", "full", OFF | {"supervised_logits": True}),
-    "stage 2: ours, fp32": ("ours", "full", {}),
-    "stage 2: ours, bf16": ("ours", "full", {"precision": "bf16"}),
-    "stage 1: peer, fp32": ("peer", "connector", {}),
-    "stage 1: peer, bf16": ("peer", "connector", {"precision": "bf16"}),
-    "stage 1: ours, fp32": ("ours", "connector", {}),
-    "stage 1: ours, feature cache, fp32": ("ours", "connector", {"feature_cache": True}),
-    "stage 1: ours, feature cache, bf16": ("ours", "connector", {"feature_cache": True, "precision": "bf16"}),
+#: variant -> (engine, what trains, settings of our stage)
+VARIANTS: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
+    "stage 2: peer, fp32": ("peer", FULL, {}),
+    "stage 2: peer, bf16": ("peer", FULL, {"precision": "bf16"}),
+    "stage 2: peer with TRL's collator, fp32": ("trl", FULL, {}),
+    "stage 2: ours, all off, fp32": ("ours", FULL, OFF),
+    "stage 2: ours, packing only, fp32": ("ours", FULL, OFF | {"packing": True}),
+    "stage 2: ours, supervised logits only, fp32": ("ours", FULL, OFF | {"supervised_logits": True}),
+    "stage 2: ours, fp32": ("ours", FULL, {}),
+    "stage 2: ours, bf16": ("ours", FULL, {"precision": "bf16"}),
+    "stage 1: peer, fp32": ("peer", CONNECTOR, {}),
+    "stage 1: peer, bf16": ("peer", CONNECTOR, {"precision": "bf16"}),
+    "stage 1: ours, fp32": ("ours", CONNECTOR, {}),
+    "stage 1: ours, feature cache, fp32": ("ours", CONNECTOR, {"feature_cache": True}),
+    "stage 1: ours, feature cache, bf16": ("ours", CONNECTOR, {"feature_cache": True, "precision": "bf16"}),
 }
 
 
-def write_data(folder: Path) -> None:
-    """Write the records and their pictures."""
-    from PIL import Image
-
-    from medmvl.data.formats import write_records
-
-    rng = np.random.default_rng(0)
-    words = ["nodule", "effusion", "left", "right", "lung", "heart", "is", "there", "a", "the", "in", "no", "small"]
-    rows = []
-    for number in range(RECORDS):
-        pictures = int(rng.integers(1, 5))
-        names = []
-        for index in range(pictures):
-            names.append(f"{number}-{index}.png")
-            Image.fromarray(rng.integers(0, 255, (128, 128), dtype=np.uint8)).save(folder / names[-1])
-        question = " ".join(rng.choice(words, int(rng.integers(10, 41))))
-        answer = " ".join(rng.choice(words, int(np.clip(rng.lognormal(2.3, 1.1), 2, 120))))
-        turns = [("human", "<image>\n" * pictures + question), ("gpt", answer)]
-        conversation = [{"from": who, "value": text} for who, text in turns]
-        rows.append({"id": str(number), "conversations": conversation, "image": names})
-    write_records(folder / "d.jsonl", rows)
+# --- one variant, in a process of its own -------------------------------------------------------------------------
 
 
-def recipe(folder: Path, size: str, stage: str, settings: dict[str, Any], steps: int) -> dict[str, Any]:
-    """Return our recipe of one stage that starts from the prepared checkpoint."""
-    train = {"image_connector": "full"}
-    if stage == "full":
-        train |= {"llm": "full", "image_encoder": "full"}
-    described: dict[str, Any] = {
-        "name": "benchmark",
-        "seed": 0,
-        "data_root": str(folder),
-        "data": {"d": {"path": "d.jsonl"}},
-    }
-    numbers = SIZES[size]
-    ready = folder / "start" / "init"
-    llm = {"model_type": "qwen2", "num_attention_heads": 8, "num_key_value_heads": 2, "max_position_embeddings": 1024}
-    llm |= {key: numbers[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers")}
-    vision = {"model_type": "siglip_vision_model", "hidden_size": numbers["vision"], "num_attention_heads": 6}
-    vision |= {"intermediate_size": 4 * numbers["vision"], "num_hidden_layers": 6, "image_size": 128, "patch_size": 16}
-    parts = {
-        "llm": {
-            "config": llm | {"vocab_size": numbers["vocab"], "tie_word_embeddings": True},
-            "tokenizer": {"vocab_size": 512},
-        },
-        "image": {"encoder": {"name": "siglip", "vision_config": vision}},
-    }
-    described["model"] = {"from": str(ready)} if ready.exists() else parts
-    numbers_of_stage = {"max_steps": steps, "batch_size": BATCH, "lr": 1e-4, "save_every": 10**6}
-    described["stages"] = [{"name": "s", "train": train} | numbers_of_stage | settings]
-    return described | {"run": {"progress": False, "device": "cpu", "cache_megabytes": 4096}}
+def say(**facts: Any) -> None:
+    """Send a line to the conductor; other prints do not begin like it."""
+    print("@" + json.dumps(facts), flush=True)
+
+
+def turn_taker() -> Any:
+    """Return a Trainer callback that waits for its turn before every step, and tells what the step took.
+
+    A step's time begins when the turn comes and holds the fetching of its batch.
+    """
+    from transformers import TrainerCallback
+
+    class Turns(TrainerCallback):
+        started, busy = 0.0, 0.0
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            say(ready=True)
+            self._wait()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            say(seconds=time.perf_counter() - self.started, cpu=time.process_time() - self.busy)
+            self._wait()
+
+        def _wait(self) -> None:
+            sys.stdin.readline()
+            self.started, self.busy = time.perf_counter(), time.process_time()
+
+    return Turns()
 
 
 def prepare(folder: Path, size: str) -> None:
@@ -110,53 +91,46 @@ def prepare(folder: Path, size: str) -> None:
     from medmvl.checkpoints.export_llava import export_llava
     from medmvl.training.run import train
 
-    write_data(folder)
-    train(recipe(folder, size, "connector", {}, steps=1), folder / "start")
+    medical_mix.write_data(folder, RECORDS)
+    model = medical_mix.small_model(size)
+    train(medical_mix.recipe(folder, model, CONNECTOR, {}, 1, BATCH), folder / "start")
     export_llava(folder / "start" / "init", folder / "llava")
 
 
-def run_ours(folder: Path, size: str, stage: str, settings: dict[str, Any]) -> list[float]:
-    """Return the seconds of each step."""
-    from medmvl.training.run import train
+def run_ours(folder: Path, train_parts: dict[str, str], settings: dict[str, Any], steps: int) -> None:
+    """Train our stage."""
+    import medmvl.training.run as run
 
+    build = run.build_trainer
+
+    def with_turns(*arguments: Any) -> Any:
+        trainer = build(*arguments)
+        trainer.add_callback(turn_taker())
+        return trainer
+
+    run.build_trainer = with_turns
+    ready = {"from": str(folder / "start" / "init")}
+    described = medical_mix.recipe(folder, ready, train_parts, settings, steps, BATCH)
+    described["run"]["device"] = "cpu"
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        train(recipe(folder, size, stage, settings, steps=RECORDS // BATCH + STEPS), out)
-        return [json.loads(line)["seconds"] for line in (Path(out) / "log.jsonl").read_text().splitlines()]
+        run.train(described, out)
 
 
-def run_peer(folder: Path, stage: str, settings: dict[str, Any]) -> list[float]:
-    """Return the seconds of each step of the stock Trainer on the exported model."""
+def run_peer(folder: Path, train_parts: dict[str, str], settings: dict[str, Any], steps: int, trl: bool) -> None:
+    """Train the exported model in the stock Trainer."""
     import torch
-    from transformers import LlavaForConditionalGeneration, Trainer, TrainerCallback, TrainingArguments
-
-    from medmvl.data.dataset import SampleDataset
-    from medmvl.processing import MedMVLProcessor
+    from transformers import LlavaForConditionalGeneration, Trainer, TrainingArguments
 
     model = LlavaForConditionalGeneration.from_pretrained(folder / "llava", dtype=torch.float32)
-    if stage == "connector":
+    if train_parts == CONNECTOR:
         model.requires_grad_(False)
         model.model.multi_modal_projector.requires_grad_(True)
-    processor = MedMVLProcessor.from_pretrained(folder / "start" / "init")
-    data = SampleDataset(folder / "d.jsonl")
-    encoded = [processor.encode(data[i], train=True) for i in range(len(data))]
-    theirs, ours = model.config.image_token_id, processor.tokenizer.convert_tokens_to_ids("<image>")
-    for sample in encoded:
-        sample["input_ids"][sample["input_ids"] == ours] = theirs
-
-    class Clock(TrainerCallback):
-        seconds: list[float] = []
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.started = time.perf_counter()
-
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.seconds.append(time.perf_counter() - self.started)
-
+    data, collate = trl_data(folder) if trl else padded_data(folder, model.config.image_token_id)
     with tempfile.TemporaryDirectory(dir=folder) as out:
         arguments = TrainingArguments(
             output_dir=out,
             per_device_train_batch_size=BATCH,
-            max_steps=RECORDS // BATCH + STEPS,
+            max_steps=steps,
             learning_rate=1e-4,
             bf16=settings.get("precision") == "bf16",
             use_cpu=True,
@@ -166,44 +140,162 @@ def run_peer(folder: Path, stage: str, settings: dict[str, Any]) -> list[float]:
             disable_tqdm=True,
             remove_unused_columns=False,
         )
-        trainer = Trainer(model, arguments, train_dataset=encoded, data_collator=processor.collate, callbacks=[Clock()])
-        trainer.train()
-    return Clock.seconds
+        Trainer(model, arguments, train_dataset=data, data_collator=collate, callbacks=[turn_taker()]).train()
 
 
-def run_variant(name: str, folder: Path, size: str, threads: int) -> None:
-    """Run one variant in this process and print its measurements as JSON."""
+def padded_data(folder: Path, image_token: int) -> tuple[list[Any], Any]:
+    """Return encoded records in memory, and the padding collator."""
+    from medmvl.data.dataset import SampleDataset
+    from medmvl.processing import MedMVLProcessor
+
+    processor = MedMVLProcessor.from_pretrained(folder / "start" / "init")
+    data = SampleDataset(folder / "d.jsonl")
+    encoded = [processor.encode(data[i], train=True) for i in range(len(data))]
+    ours = processor.tokenizer.convert_tokens_to_ids("<image>")
+    for sample in encoded:
+        sample["input_ids"][sample["input_ids"] == ours] = image_token
+    return encoded, processor.collate
+
+
+def trl_data(folder: Path) -> tuple[list[Any], Any]:
+    """Return conversations with open pictures, and TRL's collator with the loss on answers only."""
+    from PIL import Image
+    from transformers import LlavaProcessor
+    from trl.trainer.sft_trainer import DataCollatorForVisionLanguageModeling
+
+    processor = LlavaProcessor.from_pretrained(folder / "llava")
+    rows = []
+    for line in (folder / "d.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        pictures = [Image.open(folder / name).convert("RGB") for name in record["image"]]
+        question, answer = (turn["value"] for turn in record["conversations"])
+        parts = [{"type": "image"} for _ in pictures] + [{"type": "text", "text": question.replace("<image>\n", "")}]
+        messages = [{"role": "user", "content": parts}]
+        messages += [{"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+        rows.append({"images": pictures, "messages": messages})
+    collate = DataCollatorForVisionLanguageModeling(processor, assistant_only_loss=True)
+
+    def on_copies(samples: list[Any]) -> Any:  # the collator writes into its input
+        return collate([{key: list(value) for key, value in sample.items()} for sample in samples])
+
+    return rows, on_copies
+
+
+def resident(key: str) -> float:
+    """Return a line of /proc/self/status in MB: VmRSS now, VmHWM at most so far."""
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+    return int(line.split()[1]) / 1024
+
+
+def run_variant(name: str, folder: Path, steps: int, threads: int) -> None:
+    """Run one variant in this process."""
     import torch
 
     torch.set_num_threads(threads)
-    engine, stage, settings = VARIANTS[name]
+    engine, train_parts, settings = VARIANTS[name]
     import medmvl.training.run  # noqa: F401  (what the imports take is not what training takes)
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = run_peer(folder, stage, settings) if engine == "peer" else run_ours(folder, size, stage, settings)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    print(json.dumps({"seconds": seconds[RECORDS // BATCH :], "megabytes": (peak - before) / 1024}))
+    if engine == "trl":
+        import trl.trainer.sft_trainer  # noqa: F401
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before = resident("VmRSS")
+    if engine == "ours":
+        run_ours(folder, train_parts, settings, steps)
+    else:
+        run_peer(folder, train_parts, settings, steps, engine == "trl")
+    say(megabytes=resident("VmHWM") - before)
 
 
-def measure(folder: Path, size: str, rounds: int, threads: int) -> dict[str, Any]:
-    """Run all variants in turn, `rounds` times."""
-    results: dict[str, Any] = {name: {"seconds": [], "rounds": [], "megabytes": []} for name in VARIANTS}
-    for number in range(rounds):
-        for name in VARIANTS:
-            command = [sys.executable, __file__, "--variant", name, "--folder", str(folder), "--size", size]
-            environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-            done = subprocess.run(
-                [*command, "--threads", str(threads)], env=environment, check=True, capture_output=True, text=True
-            )
-            found = json.loads(done.stdout.splitlines()[-1])
-            results[name]["seconds"] += found["seconds"]
-            results[name]["rounds"].append(statistics.median(found["seconds"]))
-            results[name]["megabytes"].append(found["megabytes"])
-            print(f"round {number + 1}: {name}: {results[name]['rounds'][-1]:.3f} s", file=sys.stderr)
-    return results
+# --- the conductor ------------------------------------------------------------------------------------------------
 
 
-def table(results: dict[str, Any], facts: dict[str, Any]) -> str:
+class Variant:
+    """A running variant."""
+
+    def __init__(self, name: str, folder: Path, steps: int, threads: int) -> None:
+        self.name, self.megabytes = name, 0.0
+        self.seconds: list[float] = []
+        self.cpu: list[float] = []
+        self._errors = tempfile.TemporaryFile("w+")
+        command = [sys.executable, __file__, "--variant", name, "--folder", str(folder), "--steps", str(steps)]
+        self._process = subprocess.Popen(
+            [*command, "--threads", str(threads)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"},
+        )
+        self._hear()
+
+    def step(self) -> None:
+        """Let it take one step."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        heard = self._hear()
+        self.seconds.append(heard["seconds"])
+        self.cpu.append(heard["cpu"])
+
+    def finish(self) -> None:
+        """Let it end and read its peak memory."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self.megabytes = self._hear()["megabytes"]
+        self._process.wait()
+
+    def _hear(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line.startswith("@"):
+                return json.loads(line[1:])
+        self._errors.seek(0)
+        raise SystemExit(f"{self.name} has died:\n{self._errors.read()[-4000:]}")
+
+    def epochs(self, cpu: bool = False) -> list[float]:
+        """Return the seconds (or seconds of CPU time) of each epoch after the first."""
+        values = self.cpu if cpu else self.seconds
+        return [sum(values[i : i + EPOCH]) for i in range(EPOCH, len(values), EPOCH)]
+
+
+def measure(folder: Path, names: list[str], epochs: int, threads: int) -> list[Variant]:
+    """Run variants in turn: one epoch to warm up, then `epochs` that count."""
+    steps = EPOCH * (1 + epochs)
+    variants = []
+    for name in names:
+        variants.append(Variant(name, folder, steps, threads))
+        print(f"ready: {name}", file=sys.stderr)
+    for step in range(steps):
+        for variant in variants:
+            variant.step()
+        print(f"step {step + 1} of {steps}", file=sys.stderr)
+    for variant in variants:
+        variant.finish()
+    return variants
+
+
+def rows(variants: list[Variant]) -> list[dict[str, Any]]:
+    """Return what the table shows, per variant."""
+    by_name = {variant.name: variant for variant in variants}
+    found = []
+    for variant in variants:
+        stage, precision = variant.name.partition(":")[0], variant.name.rpartition(", ")[2]
+        row: dict[str, Any] = {"variant": variant.name, "seconds_per_step": statistics.median(variant.epochs()) / EPOCH}
+        row |= {"cpu_per_step": statistics.median(variant.epochs(cpu=True)) / EPOCH, "megabytes": variant.megabytes}
+        for key, name in (("fp32", "fp32"), ("own", precision)):
+            peer = by_name.get(f"{stage}: peer, {name}")
+            if peer is not None:
+                ratios = [p / o for p, o in zip(peer.epochs(), variant.epochs(), strict=True)]
+                row |= {f"faster_than_{key}_peer": statistics.median(ratios), f"ratios_{key}": ratios}
+                row[f"cpu_less_than_{key}_peer"] = statistics.median(peer.epochs(True)) / statistics.median(
+                    variant.epochs(True)
+                )
+                row[f"memory_of_{key}_peer"] = variant.megabytes / peer.megabytes
+        found.append(row)
+    return found
+
+
+def table(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     """Return the results as Markdown."""
     lines = [
         f"# Training step, {facts['date']}",
@@ -212,50 +304,53 @@ def table(results: dict[str, Any], facts: dict[str, Any]) -> str:
         "",
     ]
     lines += [f"- {key}: {value}" for key, value in facts.items() if key not in ("date", "size")]
-    lines += [
-        "",
-        "| variant | s per step | speed-up over the fp32 peer | over the peer of its precision | MB above start |",
-    ]
-    lines.append("|---|---|---|---|---|")
-    for name, found in results.items():
-        stage, precision = name.partition(":")[0], name.rpartition(", ")[2]
-        ratios = [_ratio(results, f"{stage}: peer, {peer}", name) for peer in ("fp32", precision)]
-        median, memory = statistics.median(found["seconds"]), statistics.median(found["megabytes"])
-        lines.append(f"| {name} | {median:.3f} | {ratios[0]:.2f} | {ratios[1]:.2f} | {memory:.0f} |")
+    lines += ["", "| variant | s per step | times faster than the fp32 peer | than the peer of its precision | "
+              "MB | of the MB of the peer of its precision |", "|---|---|---|---|---|---|"]  # fmt: skip
+    for row in found:
+        fp32, own, memory = (
+            row.get(k) for k in ("faster_than_fp32_peer", "faster_than_own_peer", "memory_of_own_peer")
+        )
+        ratios = [f"{value:.2f}" if value is not None else "" for value in (fp32, own)]
+        share = f"{memory:.0%}" if memory is not None else ""
+        lines.append(
+            f"| {row['variant']} | {row['seconds_per_step']:.3f} | {ratios[0]} | {ratios[1]} | {row['megabytes']:.0f} | {share} |"
+        )
     return "\n".join(lines) + "\n"
-
-
-def _ratio(results: dict[str, Any], peer: str, name: str) -> float:
-    """Return the median over rounds of peer time to own time: both ran within minutes of each other."""
-    pairs = zip(results[peer]["rounds"], results[name]["rounds"], strict=True)
-    return statistics.median(theirs / ours for theirs, ours in pairs)
 
 
 def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=3, help="epochs of 4 steps that are timed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--size", choices=SIZES, default="small")
+    parser.add_argument("--only", default="", help="variants whose name holds one of these texts, ; between")
     parser.add_argument("--variant", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.variant is not None:
-        run_variant(arguments.variant, arguments.folder, arguments.size, arguments.threads)
+        run_variant(arguments.variant, arguments.folder, arguments.steps, arguments.threads)
         return
     from importlib.metadata import version
 
+    words = arguments.only.split(";")
+    names = [name for name in VARIANTS if any(word in name for word in words)]
+    if importlib.util.find_spec("trl") is None:
+        names = [name for name in names if VARIANTS[name][0] != "trl"]
+    load = os.getloadavg()[0]
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), arguments.size)
-        results = measure(Path(folder), arguments.size, arguments.rounds, arguments.threads)
+        found = rows(measure(Path(folder), names, arguments.epochs, arguments.threads))
     facts = {"date": datetime.now(UTC).date().isoformat(), "size": arguments.size, "machine": platform.machine()}
-    facts |= {"cores": os.cpu_count(), "threads": arguments.threads, "load at the end": f"{os.getloadavg()[0]:.1f}"}
+    facts |= {"cores": os.cpu_count(), "threads": arguments.threads, "load at the start": f"{load:.1f}"}
+    facts |= {"epochs": arguments.epochs, "model": str(SIZES[arguments.size])}
     facts |= {name: version(name) for name in ("medmvl", "torch", "transformers")}
     arguments.out.mkdir(parents=True, exist_ok=True)
-    stem = arguments.out / f"training_step-{facts['date']}-{arguments.size}"
-    stem.with_suffix(".json").write_text(json.dumps({"facts": facts, "results": results}, indent=1) + "\n")
-    stem.with_suffix(".md").write_text(table(results, facts))
+    stem = arguments.out / f"{facts['date']}-training-step-{arguments.size}"
+    stem.with_suffix(".json").write_text(json.dumps({"facts": facts, "results": found}, indent=1) + "\n")
+    stem.with_suffix(".md").write_text(table(found, facts))
     print(stem.with_suffix(".md").read_text())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -64,8 +64,12 @@ def read_json(path: PathLike) -> Any:
         raise DataError(f"{file} is not a valid UTF-8 JSON file: {error}.") from error
 
 
-def iter_jsonl(path: PathLike) -> Iterator[Any]:
+def iter_jsonl(path: PathLike, on_broken: Callable[[int], None] | None = None) -> Iterator[Any]:
     """Yield the values of a JSON Lines file; blank lines are passed over.
+
+    Args:
+        path: the file.
+        on_broken: told the number of a line that is not JSON, which is then left out; without it such a line is an error.
 
     Raises:
         DataError: if the file is missing, or with the line number where a line is not JSON.
@@ -78,7 +82,10 @@ def iter_jsonl(path: PathLike) -> Iterator[Any]:
             try:
                 value = json.loads(line)
             except (UnicodeDecodeError, json.JSONDecodeError) as error:
-                raise DataError(f"{file}, line {number}: not valid UTF-8 JSON: {error}.") from error
+                if on_broken is None:
+                    raise DataError(f"{file}, line {number}: not valid UTF-8 JSON: {error}.") from error
+                on_broken(number)
+                continue
             yield value
 
 

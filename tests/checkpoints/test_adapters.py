@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from medmvl.checkpoints import adapt, load_adapted, merge
+from medmvl.checkpoints import adapt, inspect_folder, load_adapted, merge
 from medmvl.checkpoints.probe import probe_batch, probe_logits
-from medmvl.errors import CheckpointError
+from medmvl.errors import CheckpointError, MedMVLError
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.models.weights import Weights
 
@@ -98,3 +100,49 @@ def test_adapters_of_another_model(
     with pytest.raises(CheckpointError, match="do not fit"):
         merge(folder, tmp_path / "out", converted("v6c"))
     assert list(tmp_path.iterdir()) == []
+
+
+def damage(folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(folder, tmp_path / "damaged")
+    return tmp_path / "damaged"
+
+
+def test_adapters_that_lack_a_weight_or_have_one_too_many(
+    trained: tuple[Path, Path, torch.Tensor], tmp_path: Path
+) -> None:
+    """PEFT warns of the first and is silent about the second."""
+    folder = damage(trained[1], tmp_path)
+    state = load_file(folder / "adapter_model.safetensors")
+    lost = next(name for name in state if "lora_B" in name)
+    for changed in (
+        {name: value for name, value in state.items() if name != lost},
+        {**state, lost.replace("layers.0", "layers.9"): state[lost].clone()},
+    ):
+        save_file(changed, folder / "adapter_model.safetensors")
+        with pytest.raises(CheckpointError, match=r"1 weight\(s\) missing or left over"):
+            merge(folder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_damaged_adapters(trained: tuple[Path, Path, torch.Tensor], tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[object, ...]:
+            return (Path.touch, (tmp_path / "ran",))
+
+    folder = damage(trained[1], tmp_path)
+    weights = folder / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="not a whole safetensors file"):
+        merge(folder, tmp_path / "out")
+    weights.unlink()
+    with pytest.raises(CheckpointError, match="holds no adapter_model"):
+        merge(folder, tmp_path / "out")
+    with (folder / "adapter_model.bin").open("wb") as handle:
+        pickle.dump({"weight": Trap()}, handle)
+    with pytest.raises(CheckpointError, match="never done"):
+        merge(folder, tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+    (folder / "adapter_config.json").write_text("{")
+    for use in (lambda: merge(folder, tmp_path / "out"), lambda: inspect_folder(folder)):
+        with pytest.raises(MedMVLError, match="not a valid UTF-8 JSON"):
+            use()

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import HfApi
 from safetensors.torch import load_file, save_file
 from tests.parity.sets import HERE
 
 from medmvl.checkpoints import convert, parse_resolutions
+from medmvl.checkpoints.base_parts import llm_config, load_image_processor, load_tokenizer
 from medmvl.errors import CheckpointError, MedMVLError
 from medmvl.inference import GenerationOptions, Predictor
 from medmvl.models import MedMVLForConditionalGeneration
@@ -74,6 +78,22 @@ def test_a_name_that_is_nowhere(source: Path, monkeypatch: pytest.MonkeyPatch) -
     refuses(source, r"--resolve pretrained/qwen2-tiny=FOLDER")
 
 
+def test_a_hub_that_never_answers_is_not_waited_for(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A firewall that swallows packets: the connection stands, no word comes back."""
+    shutil.rmtree(source.parent / "pretrained" / "qwen2-tiny")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        endpoint = f"http://127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+        monkeypatch.setattr("medmvl.checkpoints.resolve.HfApi", lambda: HfApi(endpoint=endpoint))
+        monkeypatch.setattr("medmvl.checkpoints.resolve._HUB_SECONDS", 0.3)
+        started = time.monotonic()
+        refuses(source, r"--resolve pretrained/qwen2-tiny=FOLDER")
+        server.settimeout(0.0)
+        server.accept()[0].close()  # it was asked
+    assert time.monotonic() - started < 20
+
+
 def test_a_given_name_that_nothing_asks_for_is_said(source: Path) -> None:
     done = convert(source, source.parent / "out", {"pretrained/qwen-tiny": source})
     assert any("pretrained/qwen-tiny" in note for note in done.notes)
@@ -108,6 +128,32 @@ def test_saving_a_loaded_checkpoint_changes_nothing(converted: Callable[[str], P
         assert all(torch.equal(first[name], second[name]) for name in first)
         for file in ("processor_config.json", "chat_template.jinja"):
             assert (again / file).read_text() == (folder / file).read_text()
+
+
+def test_the_preprocessor_file_of_the_older_published_clips(tmp_path: Path) -> None:
+    """openai/clip-vit-large-patch14-336 still names a feature extractor, and gives its sizes as numbers."""
+    clip = tmp_path / "clip"
+    shutil.copytree(HERE / "pretrained" / "clip-tiny", clip)
+    settings = json.loads((clip / "preprocessor_config.json").read_text())
+    for key in ("image_processor_type", "do_rescale", "rescale_factor", "do_convert_rgb"):
+        settings.pop(key)
+    old = {**settings, "feature_extractor_type": "CLIPFeatureExtractor", "size": 56, "crop_size": 56}
+    (clip / "preprocessor_config.json").write_text(json.dumps(old))
+    image = str(HERE / "data" / "img0.png")
+    today = load_image_processor(HERE / "pretrained" / "clip-tiny")
+    assert torch.equal(load_image_processor(clip)(image), today(image))
+
+
+def test_the_rotary_scaling_of_phi3_by_its_older_name(tmp_path: Path) -> None:
+    """Only folders that say "su" could be used with the reference's pinned transformers; today's name is "longrope"."""
+    folder = tmp_path / "phi3"
+    shutil.copytree(HERE / "pretrained" / "phi3-tiny", folder)
+    factors = {"short_factor": [1.0] * 6, "long_factor": [2.0] * 6}
+    edit_config(folder, rope_scaling={"type": "su", **factors}, max_position_embeddings=16384)
+    config = llm_config(folder)
+    found = {key: config.rope_parameters[key] for key in ("rope_type", "original_max_position_embeddings")}
+    assert found == {"rope_type": "longrope", "original_max_position_embeddings": 4096}
+    assert load_tokenizer(folder, config).eos_token_id is not None
 
 
 def test_a_head_that_is_missing_without_being_tied(source: Path) -> None:
@@ -150,6 +196,47 @@ def test_a_shard_index_that_leaves_the_folder(source: Path) -> None:
     (source / "model.safetensors").unlink()
     (source / "model.safetensors.index.json").write_text(json.dumps(index))
     refuses(source, "not a plain file name")
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "match"),
+    [
+        ("qwen2-tiny", "siglip-tiny", "no language model"),
+        ("qwen2-tiny", "llama3-tiny", "do not fit"),
+        ("qwen2-tiny", "nowhere", "holds no config.json"),
+        ("siglip-tiny", "clip-tiny", "got 'clip_vision_model'"),
+        ("siglip-tiny", "m3dclip-tiny", "got 'm3d_clip'"),
+    ],
+)
+def test_a_name_sent_to_another_part(source: Path, name: str, other: str, match: str) -> None:
+    refuses(source, match, resolve={f"pretrained/{name}": source.parent / "pretrained" / other})
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_destination_behind_a_link(source: Path, tmp_path: Path, there: bool) -> None:
+    if there:
+        (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    convert(source, tmp_path / "link")
+    assert (tmp_path / "disk" / "model.safetensors").is_file()
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_destinations_that_cannot_be(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for target in (source, tmp_path / "file"):
+        with pytest.raises(CheckpointError, match="exists and is not empty"):
+            convert(source, target)
+    with pytest.raises(CheckpointError, match="No folder can be made"):
+        convert(source, tmp_path / "file" / "out")
+
+
+def test_what_is_not_ours_is_not_built(source: Path, tmp_path: Path) -> None:
+    """transformers would make a model of billions of random weights of it, or ask the hub for the name."""
+    for folder, match in ((source, "checkpoint convert"), (tmp_path / "nowhere", "no config.json")):
+        for load in (MedMVLForConditionalGeneration.from_pretrained, Predictor.from_pretrained):
+            with pytest.raises(CheckpointError, match=match):
+                load(folder)
 
 
 def test_a_damaged_file(source: Path) -> None:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from rich.console import Console
 from tests.parity.sets import HERE
 
-from medmvl.checkpoints import inspect_folder, print_inspection
+from medmvl.checkpoints import export_llava, inspect_folder, print_inspection
 from medmvl.cli import main as cli
 from medmvl.errors import CheckpointError
+from medmvl.inference import Predictor
 from medmvl.models import MedMVLForConditionalGeneration, parts
 
 
@@ -79,3 +83,40 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     message = capsys.readouterr().err
     assert "already" in message
     assert "Traceback" not in message
+
+
+@pytest.mark.parametrize(
+    "file", ["processor_config.json", "chat_template.jinja", "tokenizer.json", "model.safetensors"]
+)
+def test_a_folder_that_lacks_a_file_is_not_loaded_by_halves(
+    converted: Callable[[str], Path], tmp_path: Path, file: str
+) -> None:
+    shutil.copytree(converted("v1"), tmp_path / "model")
+    (tmp_path / "model" / file).unlink()
+    for use in (
+        lambda: Predictor.from_pretrained(tmp_path / "model"),
+        lambda: export_llava(tmp_path / "model", tmp_path / "out"),
+    ):
+        with pytest.raises(CheckpointError, match=file):
+            use()
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_config_whose_sizes_are_not_those_of_the_weights(converted: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(converted("v1"), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    config["text_config"]["intermediate_size"] += 8
+    file.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="another shape"):
+        Predictor.from_pretrained(tmp_path / "model")
+
+
+def test_in_full_precision_every_weight_is_the_stored_one(converted: Callable[[str], Path]) -> None:
+    """v2 is stored as bfloat16; each file is let go when its last weight is converted."""
+    stored = MedMVLForConditionalGeneration.from_pretrained(converted("v2"))
+    loaded = MedMVLForConditionalGeneration.from_pretrained(converted("v2"), dtype=torch.float32)
+    assert {p.dtype for p in stored.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in loaded.parameters()} == {torch.float32} == {loaded.dtype}
+    assert loaded.config.dtype == loaded.config.text_config.dtype == torch.float32
+    assert all(torch.equal(p, q.float()) for p, q in zip(loaded.parameters(), stored.parameters(), strict=True))

@@ -53,6 +53,12 @@ def test_chat_style_messages_mean_the_same_as_conversations():
     assert [m.text for m in sample.messages] == ["Be brief.", "<image>\nWhat?", "A lung."]
 
 
+@pytest.mark.parametrize("first", [{"from": "system", "value": ""}, {"from": "gpt", "value": "Hello."}])
+def test_an_empty_system_turn_and_a_greeting_may_stand_first(first):
+    sample = parse_record({"id": 1, "conversations": [first, *turns("Is it normal?", "Yes.")]}, "f")
+    assert [m.text for m in sample.messages] == [first["value"], "Is it normal?", "Yes."]
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -48,6 +48,16 @@ def test_weights_count_and_a_half_weight_shows_the_rest_next_time(datasets):
     assert sorted(n for n in [*first, *second] if n < 10) == list(range(10))
 
 
+def test_a_record_is_never_shown_twice_in_one_pass(datasets):
+    mixture = Mixture(datasets, {"a": 0.5, "b": 2.0}, seed=2)
+    shown = list(zip(mixture.stream(0, 65).tolist(), mixture.passes(0, 65).tolist(), strict=True))
+    assert len(set(shown)) == len(shown) == 65  # five epochs: a 2.5 times, b ten times
+    assert {epoch for number, epoch in shown if number < 10} == {0, 1, 2}
+    assert {epoch for number, epoch in shown if number >= 10} == set(range(10))
+    again = Mixture(datasets, {"a": 0.5, "b": 2.0}, seed=2)
+    assert again.passes(30, 20).tolist() == [epoch for _, epoch in shown[30:50]]
+
+
 def test_temperature_evens_out(datasets):
     assert Mixture(datasets, temperature=1).draws() == {"a": 10, "b": 4}
     assert Mixture(datasets, temperature=1e9).draws() == {"a": 7, "b": 7}

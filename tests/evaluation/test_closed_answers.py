@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from medmvl.evaluation.breakdown import closed_answers
 from medmvl.evaluation.metrics.choice import stated_letter
 from medmvl.evaluation.metrics.vqa import closed_correct, is_closed, options_of
 
@@ -110,3 +111,15 @@ def test_what_is_closed(item):
 )
 def test_stated_letter(text, letter):
     assert stated_letter(text) == letter
+
+
+def test_the_reliability_tells_sure_from_right(item):
+    rows = [("yes", "yes", 0.9)] * 3 + [("no", "yes", 0.9)] + [("yes", "no", 0.55)] * 2
+    asked = [item(*row[:2], "Is it?", id=str(n), confidence=row[2]) for n, row in enumerate(rows)]
+    asked.append(item("no", "no", "Is it?", id="unrated"))
+    found = closed_answers(asked)["reliability"]
+    assert found["n"] == 6
+    assert [(entry["n"], entry["accuracy"]) for entry in found["bins"]] == [(2, 0.0), (4, 0.75)]
+    assert found["expected_calibration_error"] == pytest.approx((2 * 0.55 + 4 * 0.15) / 6)
+    assert found["confidence"] == pytest.approx((4 * 0.9 + 2 * 0.55) / 6)
+    assert found["accuracy"] == pytest.approx(0.5)

@@ -95,12 +95,15 @@ def test_unknown_names_get_the_closest(tmp_path, predictions):
 
 
 def test_faults_are_counted_named_and_stop_a_strict_run(tmp_path, phantom_rows):
-    rows = [*phantom_rows, phantom_rows[0], {"prediction": "x"}, {"id": "lost"}, ["list"]]
+    silent = {**phantom_rows[0], "id": "silent", "answer": " "}
+    rows = [*phantom_rows, phantom_rows[0], {"prediction": "x"}, {"id": "lost"}, ["list"], silent]
     path = tmp_path / "faulty.jsonl"
     write_jsonl(path, rows)
+    with path.open("a") as handle:
+        handle.write('{"id": "cut off by a ki')
     with pytest.raises(EvaluationError, match="id seen twice: 0-closed"):
         evaluate_predictions(path, "phantom-2d", tmp_path / "strict", strict=True)
-    with pytest.raises(EvaluationError, match=r"6\.\d% of the rows are faulty.*no prediction: 1 \(lost\)"):
+    with pytest.raises(EvaluationError, match=r"9\.1% of the rows are faulty.*no prediction: 1 \(lost\)"):
         evaluate_predictions(path, "phantom-2d", tmp_path / "out")
     faults = read_json(tmp_path / "out" / "results.json")["benchmarks"]["phantom-2d"]["faults"]
     assert faults == {
@@ -108,6 +111,8 @@ def test_faults_are_counted_named_and_stop_a_strict_run(tmp_path, phantom_rows):
         "no id": {"count": 1, "first": ["row 62"]},
         "no prediction": {"count": 1, "first": ["lost"]},
         "not an object": {"count": 1, "first": ["row 64"]},
+        "no reference answer": {"count": 1, "first": ["silent"]},
+        "not JSON": {"count": 1, "first": ["line 66"]},
     }
     evaluate_predictions(path, "phantom-2d", tmp_path / "out", max_faulty=0.1)
 
@@ -131,6 +136,8 @@ def test_files_that_cannot_be_read_say_so(tmp_path):
         evaluate_predictions(tmp_path / "none.jsonl", "phantom-2d", tmp_path)
     (tmp_path / "bad.jsonl").write_text('{"id": 1,')
     with pytest.raises(DataError, match="line 1"):
+        evaluate_predictions(tmp_path / "bad.jsonl", "phantom-2d", tmp_path, strict=True)
+    with pytest.raises(EvaluationError, match=r"not JSON: 1 \(line 1\)"):
         evaluate_predictions(tmp_path / "bad.jsonl", "phantom-2d", tmp_path)
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(EvaluationError, match="no prediction that can be scored"):

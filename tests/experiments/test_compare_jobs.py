@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -97,11 +99,29 @@ def test_ending_the_runner_ends_its_processes(tmp_path):
     killer = threading.Thread(target=end_soon)
     killer.start()
     begun = time.monotonic()
+    spent = []
     with pytest.raises(KeyboardInterrupt):
-        run([job(tmp_path, "a", code)])
+        Workers(1).run([job(tmp_path, "a", code)], spent.append)
+    assert [outcome.status for outcome in spent] == [-signal.SIGTERM]
     killer.join()
     assert time.monotonic() - begun < 20
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_process_that_outlived_its_runner_is_waited_for_not_joined(tmp_path):
+    done = tmp_path / "a" / "finished"
+    code = f"import pathlib, time; time.sleep(2.5); pathlib.Path({str(done)!r}).touch()"
+    (tmp_path / "a").mkdir()
+    with (tmp_path / "a" / LOG).open("ab") as log:  # as a runner that was killed leaves it
+        fcntl.flock(log, fcntl.LOCK_EX)
+        orphan = subprocess.Popen([sys.executable, "-c", code], stdout=log)
+    said = []
+    again = job(tmp_path, "a", "raise SystemExit(1)", done=done.exists)
+    [outcome] = Workers(1, announce=said.append).run([again], lambda outcome: None)
+    assert orphan.wait() == 0
+    assert outcome.skipped
+    assert outcome.status == 0
+    assert said == ["wait   run: a: a process of an earlier call is still at work there"]
 
 
 def test_the_command_line():

@@ -9,8 +9,8 @@ import pytest
 
 from medmvl.data.check import check_records
 from medmvl.data.phantoms import draw_patient
+from medmvl.data.phantoms.first_texts import write_closed, write_readings
 from medmvl.errors import RecipeError
-from medmvl.experiments.first_texts import write_closed, write_readings
 from medmvl.experiments.quickstart import PATIENTS, Quickstart, patient_counts, quickstart, recipe
 from medmvl.training.recipe_io import load_recipe
 

@@ -57,6 +57,14 @@ def test_mirror_only_where_no_text_names_a_side() -> None:
         ("Where is the nodule?", True),
         ("Rundherd links basal", True),
         ("左肺结节", True),
+        ("Узел слева", True),
+        ("Consolidation, R > basal", True),
+        ("Atelectasis of the middle lobe", True),
+        ("The nodule is at {<12><30><40><61>}.", True),
+        ("[0.12, 0.30, 0.40, 0.61]", True),
+        ("dort trägt die linke Lunge", True),
+        ("Nodulo polmonare destro", True),
+        ("A 7 (mm) nodule, [sic]; destruction of bone, linked to it", False),
         ("Is the heart enlarged?", False),
         ("Copyright notice", False),
         ("", False),
@@ -87,3 +95,45 @@ def test_values_stay_in_range_and_bad_settings_are_refused() -> None:
     assert 0.0 <= float(changed.min()) <= float(changed.max()) <= 1.0
     with pytest.raises(ValueError, match="rotate"):
         Augmentation(rotate=90)
+
+
+def test_several_volumes_of_a_sample_are_moved_differently_but_mirrored_alike() -> None:
+    augment = Augmentation(noise=0)
+    one, other = (augment(volume(), seed=0, epoch=0, sample_id="a", item=n) for n in range(2))
+    assert not torch.equal(one, other)
+    mirror = Augmentation(**NOTHING, mirror=0.5)
+    sides = [
+        [side_of_the_marker(mirror(volume(), seed=0, epoch=epoch, sample_id="a", item=n)) for n in range(2)]
+        for epoch in range(20)
+    ]
+    assert all(first == second for first, second in sides)
+    assert {first for first, _ in sides} == {"left", "right"}
+
+
+def test_the_mirror_runs_along_the_axis_between_the_sides() -> None:
+    turned = volume().transpose(-1, -2)  # as a geometry with H from side to side gives it, such as merlin's
+    changed = Augmentation(**NOTHING, mirror=1.0)(turned, seed=0, epoch=0, sample_id="a", mirror_axis=-2)
+    assert torch.equal(changed.transpose(-1, -2), volume().flip(-1))
+
+
+def test_a_normalisation_may_come_before_it() -> None:
+    augment = Augmentation(brightness=0.3, contrast=0.5, noise=0.1)
+    grey = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0))
+    mean, std = torch.tensor([0.48, 0.45, 0.40])[:, None, None], torch.tensor([0.26, 0.27, 0.21])[:, None, None]
+    settings = {"seed": 0, "epoch": 0, "sample_id": "a"}
+    after = (augment(grey, value_range=(0.0, 1.0), **settings) - mean) / std
+    before = augment((grey - mean) / std, value_range=((0 - mean) / std, (1 - mean) / std), **settings)
+    torch.testing.assert_close(before, after, rtol=0, atol=1e-5)
+
+
+def test_the_number_of_threads_does_not_matter() -> None:
+    scan = torch.rand(2, 16, 128, 128, generator=torch.Generator().manual_seed(0))
+    threads, results = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 3):
+            torch.set_num_threads(number)
+            results.append(Augmentation()(scan, seed=0, epoch=0, sample_id="a", value_range=(0.0, 1.0)))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])

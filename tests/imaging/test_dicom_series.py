@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from pydicom.uid import RLELossless, generate_uid
+from pydicom import dcmread
+from pydicom.data import get_testdata_file
+from pydicom.uid import DeflatedExplicitVRLittleEndian, RLELossless, generate_uid
 
 from imaging.dicom_writing import SERIES, random_hu, slice_dataset, write_series
 from medmvl.errors import ImagingError
@@ -70,7 +72,7 @@ def test_missing_slices_are_refused_with_positions_and_filled_if_asked(tmp_path:
     write_series(tmp_path, hu, shuffle=False)
     (tmp_path / "0003.dcm").unlink()
     (tmp_path / "0004.dcm").unlink()
-    with pytest.raises(ImagingError, match=r"2 slices are missing.*9\.00 -> 15\.00"):
+    with pytest.raises(ImagingError, match=r"2 slice\(s\) are missing.*9\.00 -> 15\.00"):
         read_volume(tmp_path)
     filled = read_volume(tmp_path, gaps="fill")
     np.testing.assert_array_equal(filled.array, hu)  # linear values: interpolation restores them
@@ -213,3 +215,120 @@ def test_uids_differ_but_nothing_else_does(tmp_path: Path) -> None:
     hu = random_hu()
     volume = read_volume(write_series(tmp_path, hu, StudyInstanceUID=generate_uid()))
     np.testing.assert_array_equal(volume.array, hu)
+
+
+def test_a_slope_of_zero_is_refused(tmp_path: Path) -> None:
+    write_series(tmp_path, random_hu(), RescaleSlope=0)
+    with pytest.raises(ImagingError, match="rescale slope 0"):
+        read_volume(tmp_path)
+
+
+def test_a_stray_slice_of_the_series_is_not_dropped_silently(tmp_path: Path) -> None:
+    hu = random_hu()
+    write_series(tmp_path, hu)
+    stray = slice_dataset(
+        np.zeros((10, 12), dtype=np.uint16), (0.0, 9.0, 0.0), ImageOrientationPatient=[1, 0, 0, 0, 0, -1]
+    )
+    stray.save_as(tmp_path / "stray.dcm", enforce_file_format=True)
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.array, hu)
+    assert any("1 slice(s) of the series with another orientation" in warning for warning in volume.warnings)
+
+
+def test_a_spacing_written_to_more_digits_is_the_same(tmp_path: Path) -> None:
+    hu = random_hu()
+    write_series(tmp_path, hu, shuffle=False)
+    last = slice_dataset(
+        (hu[-1].astype(np.int32) + 1024).astype(np.uint16), (-10.0, -20.0, 15.0), PixelSpacing=["0.80001", "0.69999"]
+    )
+    last.save_as(tmp_path / "0005.dcm", enforce_file_format=True)
+    np.testing.assert_array_equal(read_volume(tmp_path).array, hu)
+
+
+def test_a_slice_cut_anywhere_is_named_even_at_the_end_of_the_stack(tmp_path: Path) -> None:
+    write_series(tmp_path, random_hu((3, 10, 12)), shuffle=False)
+    path = tmp_path / "0002.dcm"
+    content = path.read_bytes()
+    for length in range(132, len(content), 7):
+        path.write_bytes(content[:length])
+        with pytest.raises(ImagingError, match=r"0002\.dcm"):
+            read_volume(tmp_path)
+
+
+def test_a_truncated_file_of_another_series_does_no_harm(tmp_path: Path) -> None:
+    hu = random_hu()
+    write_series(tmp_path, hu)
+    other = slice_dataset(np.zeros((4, 5), dtype=np.uint16), (0, 0, 0), SeriesInstanceUID=f"{SERIES}9.7")
+    other.save_as(tmp_path / "other.dcm", enforce_file_format=True)
+    content = (tmp_path / "other.dcm").read_bytes()
+    rows = content.index(b"\x28\x00\x10\x00US")
+    (tmp_path / "other.dcm").write_bytes(content[:rows])
+    volume = read_volume(tmp_path)
+    np.testing.assert_array_equal(volume.array, hu)
+    assert any("that end before their pixels" in step for step in volume.history)
+
+
+@pytest.mark.parametrize(
+    "cosines", [[2, 0, 0, 0, 2, 0], [0, 0, 0, 0, 0, 0], [1, 0, 0, 1, 0, 0], [1, 0, 0, 0.5, 0.866, 0]]
+)
+def test_directions_that_are_none_are_refused(cosines: list[float], tmp_path: Path) -> None:
+    write_series(tmp_path, random_hu(), ImageOrientationPatient=cosines)
+    with pytest.raises(ImagingError, match="without position, orientation or usable spacing"):
+        read_volume(tmp_path)
+
+
+def test_rounded_cosines_do_not_change_the_spacing(tmp_path: Path) -> None:
+    write_series(tmp_path, random_hu(), ImageOrientationPatient=[0.998, 0.05, 0, -0.05, 0.998, 0])  # 2.9 degrees
+    volume = read_volume(tmp_path)
+    assert volume.spacing == pytest.approx((2.0, 0.8, 0.7), rel=1e-6)
+    assert any("oblique by 2.9" in warning for warning in volume.warnings)
+
+
+def test_a_deflated_file_is_read_and_a_deflated_bomb_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hu = random_hu()
+    write_series(tmp_path / "a", hu)
+    for path in (tmp_path / "a").iterdir():
+        dataset = dcmread(path)
+        dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+        dataset.save_as(path, enforce_file_format=True)
+    np.testing.assert_array_equal(read_volume(tmp_path / "a").array, hu)
+    dataset.PixelData = b"\0" * 2**22
+    dataset.save_as(tmp_path / "bomb.dcm", enforce_file_format=True)
+    assert (tmp_path / "bomb.dcm").stat().st_size < 2**14
+    monkeypatch.setenv("MEDMVL_MAX_BYTES", str(2**21))
+    with pytest.raises(ImagingError, match="MEDMVL_MAX_BYTES"):
+        read_volume(tmp_path / "bomb.dcm")
+
+
+def test_a_number_of_frames_that_is_not_true_ends_at_once(tmp_path: Path) -> None:
+    dataset = slice_dataset(np.zeros((10, 12), dtype=np.uint16), (0, 0, 0), NumberOfFrames=2_000_000_000)
+    dataset.save_as(tmp_path / "one.dcm", enforce_file_format=True)
+    with pytest.raises(ImagingError, match="without position"):
+        read_volume(tmp_path)
+
+
+def test_a_slice_that_is_moved_sideways_is_refused(tmp_path: Path) -> None:
+    hu = random_hu()
+    write_series(tmp_path, hu, shuffle=False)
+    moved = slice_dataset((hu[2].astype(np.int32) + 1024).astype(np.uint16), (20.0, -20.0, 9.0))
+    moved.save_as(tmp_path / "0002.dcm", enforce_file_format=True)
+    with pytest.raises(ImagingError, match=r"9\.00 mm is 30\.0 mm off sideways"):
+        read_volume(tmp_path)
+    assert any("off sideways" in warning for warning in read_volume(tmp_path, gaps="keep").warnings)
+
+
+def test_uneven_steps_are_not_called_missing_slices(tmp_path: Path) -> None:
+    for index, z in enumerate((0.0, 2.0, 4.0, 7.1, 9.0)):
+        dataset = slice_dataset(np.full((4, 5), 1000 + index, dtype=np.uint16), (0.0, 0.0, z))
+        dataset.save_as(tmp_path / f"{index}.dcm", enforce_file_format=True)
+    with pytest.raises(ImagingError, match=r"not evenly spaced.*4\.00 -> 7\.10"):
+        read_volume(tmp_path)
+
+
+def test_an_enhanced_file_that_describes_some_of_its_frames_is_refused(tmp_path: Path) -> None:
+    path = Path(get_testdata_file("eCT_Supplemental.dcm"))
+    dataset = dcmread(path)
+    dataset.PerFrameFunctionalGroupsSequence = dataset.PerFrameFunctionalGroupsSequence[:1]
+    dataset.save_as(tmp_path / "enhanced.dcm")
+    with pytest.raises(ImagingError, match=r"enhanced\.dcm describes 1 of its 2 frames"):
+        read_volume(tmp_path)

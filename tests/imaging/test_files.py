@@ -116,6 +116,79 @@ def test_spacing_can_be_corrected(tmp_path: Path) -> None:
         read_volume(path, spacing=(0.0, 1.0, 1.0))
 
 
+def damaged(path: Path, **fields: object) -> Path:
+    """Set raw header fields of an uncompressed file."""
+    raw = path.read_bytes()
+    header = nib.Nifti1Header(raw[:348], check=False)
+    for name, value in fields.items():
+        header[name] = value
+    path.write_bytes(header.binaryblock + raw[348:])
+    return path
+
+
+def test_a_spacing_of_zero_is_not_repaired_but_asked_for(tmp_path: Path) -> None:
+    path = write_nifti(tmp_path / "v.nii", random_hu())
+    damaged(path, pixdim=[1, 0, 0.8, 2, 0, 0, 0, 0], sform_code=0, qform_code=0)
+    with pytest.raises(ImagingError, match="no usable voxel size"):
+        read_volume(path)
+    volume = read_volume(path, spacing=(2.0, 0.8, 0.7))
+    assert volume.spacing == pytest.approx((2.0, 0.8, 0.7))
+    assert not volume.sides_known
+
+
+def test_sform_and_qform_that_disagree(tmp_path: Path) -> None:
+    hu = random_hu()
+    path = write_nifti(tmp_path / "v.nii.gz", hu)
+    image = nib.load(path)
+    image.set_sform(AFFINE, code=1)
+    image.set_qform(np.diag([-0.7, -0.8, 5.0, 1.0]), code=1)  # the same sides, another spacing
+    nib.save(image, tmp_path / "spacing.nii.gz")
+    volume = read_volume(tmp_path / "spacing.nii.gz")
+    assert volume.spacing == pytest.approx((2.0, 0.8, 0.7))
+    assert any("other voxel sizes, 2x0.8x0.7 and 5x0.8x0.7" in warning for warning in volume.warnings)
+    image.set_qform(np.diag([0.7, -0.8, 2.0, 1.0]), code=1)  # left and right changed places
+    nib.save(image, tmp_path / "sides.nii.gz")
+    with pytest.raises(ImagingError, match="LPS and RPS.*orientation='SPL' or orientation='SPR'"):
+        read_volume(tmp_path / "sides.nii.gz")
+    np.testing.assert_array_equal(read_volume(tmp_path / "sides.nii.gz", orientation="SPL").array, hu)
+    mirrored = read_volume(tmp_path / "sides.nii.gz", orientation="SPR")
+    np.testing.assert_array_equal(mirrored.array, hu[:, :, ::-1])
+    assert mirrored.spacing == pytest.approx((2.0, 0.8, 0.7))
+    assert mirrored.sides_known
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"vox_offset": 0}, "begin at byte 0"),
+        ({"vox_offset": 1e30}, "cannot be right"),
+        ({"vox_offset": np.nan}, "not a whole NIfTI"),
+        ({"datatype": 9999}, "data type 9999"),
+        ({"dim": [3, -5, 10, 10, 1, 1, 1, 1]}, "three axes"),
+        ({"dim": [0, 5, 10, 10, 1, 1, 1, 1]}, "three axes"),
+        ({"srow_x": [np.nan, 0, 0, 0]}, "no usable voxel size"),
+        ({"srow_x": [0, 0.8, 0, 0]}, "no usable voxel size"),  # two axes the same way
+        ({"srow_z": [0, 0, 0, 0]}, "no usable voxel size"),
+        ({"srow_x": [-700, 0, 0, 0]}, "cannot be right"),
+        ({"xyzt_units": 1}, "cannot be right"),  # metres
+    ],
+)
+def test_damaged_headers(fields: dict[str, object], words: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = damaged(write_nifti(tmp_path / "v.nii", random_hu()), **fields)
+    (tmp_path / "v.nii.gz").write_bytes(gzip.compress(path.read_bytes()))
+    for file in (path, tmp_path / "v.nii.gz"):
+        with pytest.raises(ImagingError, match=words):
+            read_volume(file)
+    assert capsys.readouterr() == ("", "")  # nibabel's remarks are held back
+
+
+def test_units_of_no_meaning_are_millimetres(tmp_path: Path) -> None:
+    path = damaged(write_nifti(tmp_path / "v.nii", random_hu()), xyzt_units=7)
+    assert read_volume(path).spacing == pytest.approx((2.0, 0.8, 0.7))
+    path = damaged(write_nifti(tmp_path / "v.nii", random_hu(), affine=AFFINE * 1000), xyzt_units=3 + 8)  # micron, s
+    assert read_volume(path).spacing == pytest.approx((2.0, 0.8, 0.7))
+
+
 def test_four_axes(tmp_path: Path) -> None:
     hu = random_hu()
     nib.save(nib.Nifti1Image(hu.T[..., None], AFFINE), tmp_path / "one.nii.gz")

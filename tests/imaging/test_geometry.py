@@ -256,6 +256,12 @@ def test_wrong_units_unknown_spacing_nan_and_constants_are_refused() -> None:
         geometry("m3d")(Volume.from_array(np.full((3, 4, 5), 7), units="arbitrary"))
     with pytest.raises(GeometryError, match="no voxel is above"):
         geometry("medm-vl-ct")(Volume.from_array(np.full((3, 4, 5), -1000, dtype=np.int16), units="HU"))
+    constant = Volume.from_array(np.full((3, 4, 5), -1000, dtype=np.int16), units="HU", spacing=(1, 1, 1))
+    for name in ("ct-clip", "merlin"):
+        with pytest.raises(GeometryError, match="makes a constant"):
+            geometry(name, size=(3, 4, 5))(constant)
+    with pytest.raises(GeometryError, match="makes a constant"):
+        geometry("medm-vl-ct")(Volume.from_array(np.full((3, 4, 5), 500, dtype=np.int16), units="HU"))
     broken = hu.astype(np.float32)
     broken[0, 0, 0] = np.nan
     with pytest.raises(ImagingError, match="NaN"):

@@ -55,6 +55,7 @@ def test_predictions_hold_the_record_and_the_answer(predictor, data, media, tmp_
     assert row["image"] == ["a.png"]
     assert len(row["token_ids"]) <= 4
     assert isinstance(row["prediction"], str)
+    assert 0 < row["confidence"] <= 1
 
 
 def test_a_killed_run_goes_on_and_equals_an_uninterrupted_one(predictor, data, media, tmp_path):

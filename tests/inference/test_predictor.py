@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from medmvl import Predictor
 from medmvl.data.sample import Message, Sample
@@ -95,3 +96,32 @@ def test_wrong_options_are_refused(predictor):
 def test_media_without_room_in_the_text_are_refused(predictor, media):
     with pytest.raises(DataError, match="placeholder"):
         predictor.answer("<image>?", images=[str(media / "a.png"), str(media / "b.png")])
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_the_confidence_is_the_probability_of_the_answer_also_in_a_batch(predictor, media, beams):
+    rows = [
+        Sample("text", (Message("user", "Is there a nodule?"),)),
+        Sample("both", (Message("user", "<image3d><image>same?"),), (str(media / "a.png"),), (str(media / "b.npy"),)),
+    ]
+    encoded = [predictor.encode(row) for row in rows]
+    answers = predictor.generate(encoded, GenerationOptions(max_new_tokens=5, num_beams=beams))
+    for item, answer in zip(encoded, answers, strict=True):
+        # The same tokens read once more in one pass, without generation.
+        batch = predictor.processor.collate([item], padding_side="left")
+        start = batch["input_ids"].shape[1]
+        written = torch.tensor([answer.token_ids])
+        batch["input_ids"] = torch.cat([batch["input_ids"], written], dim=1)
+        batch["attention_mask"] = torch.ones_like(batch["input_ids"])
+        with torch.inference_mode():
+            logs = predictor.model(**batch).logits[0, start - 1 : -1].log_softmax(-1)
+        expected = float(logs.gather(1, written.T).sum().exp())
+        assert answer.confidence == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_temperature_changes_the_draw_but_not_what_confidence_means(predictor):
+    encoded = [predictor.encode(Sample("text", (Message("user", "Is there a nodule?"),)))]
+    cold = predictor.generate(encoded, GenerationOptions(max_new_tokens=3))[0]
+    nearly = predictor.generate(encoded, GenerationOptions(max_new_tokens=3, temperature=1e-3))[0]
+    assert nearly.token_ids == cold.token_ids
+    assert nearly.confidence == pytest.approx(cold.confidence, rel=1e-4)

@@ -11,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.models import zoo
 from tests.parity.sets import HERE
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from medmvl.errors import CheckpointError, ModelError
 from medmvl.models import MedMVLForConditionalGeneration, parts
-from medmvl.models.encoders import ENCODERS
+from medmvl.models.encoders import ENCODERS, encoder_spec
 
 VARIANTS = {"medmclip": "v3_medmclip_spatial_qwen2", "m3dclip": "v4_m3dclip_spatial_qwen2"}
 
@@ -67,3 +68,53 @@ def test_weights_of_another_size_are_refused(published: tuple[str, Path]) -> Non
 def test_a_folder_without_config(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"config\.json"):
         ENCODERS["m3dclip"].from_pretrained(str(tmp_path), name="m3dclip")
+
+
+def drop(folder: Path, name: str) -> None:
+    state = load_file(folder / "model.safetensors")
+    del state[name]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.mark.parametrize("key", ["siglip", "clip", "dinov2", "siglip2:naflex", "convnext", "transformers"])
+def test_transformers_encoders_start_from_folders_that_are_whole(key: str, tmp_path: Path) -> None:
+    """A weight that is missing would be random, and transformers only warns of it."""
+    torch.manual_seed(0)
+    settings = zoo.encoder(key)
+    vision = dict(settings.pop("vision_config"))
+    config = AutoConfig.for_model(vision.pop("model_type"), **vision)
+    AutoModel.from_config(config).save_pretrained(tmp_path)
+    _, module = ENCODERS[settings["name"]].from_pretrained(str(tmp_path), **settings)
+    stored = load_file(tmp_path / "model.safetensors")
+    state = {name.removeprefix("model."): value for name, value in module.state_dict().items()}
+    assert all(torch.equal(value, stored[name]) for name, value in state.items() if name in stored)
+    assert len(stored.keys() & state.keys()) > 5
+    drop(tmp_path, next(name for name in sorted(stored) if name in state))
+    with pytest.raises(CheckpointError, match=r"lacks 1 weight"):
+        ENCODERS[settings["name"]].from_pretrained(str(tmp_path), **settings)
+
+
+def test_an_llm_starts_from_a_folder_that_is_whole(tmp_path: Path) -> None:
+    for kind in ("qwen2", "llama"):  # a tied head is not missing
+        settings = zoo.llm(kind)
+        config = AutoConfig.for_model(settings.pop("model_type"), **settings)
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / kind)
+        MedMVLForConditionalGeneration.from_parts(str(tmp_path / kind))
+    drop(tmp_path / "llama", "lm_head.weight")
+    with pytest.raises(CheckpointError, match=r"lacks 1 weight.*lm_head"):
+        MedMVLForConditionalGeneration.from_parts(str(tmp_path / "llama"))
+
+
+@pytest.mark.parametrize(
+    ("vision", "reason"),
+    [
+        ({"model_type": "vit_mae", "image_size": 32, "patch_size": 8}, "mask_ratio"),
+        ({"model_type": "pixtral", "image_size": 32, "patch_size": 8}, "joins the images"),
+        ({"model_type": "clip_vision_model"}, "name it 'clip'"),
+        ({"model_type": "nobody"}, "none that transformers knows"),
+    ],
+)
+def test_vision_models_whose_features_have_no_places(vision: dict[str, object], reason: str) -> None:
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    with pytest.raises(ModelError, match=reason):
+        encoder_spec({"name": "transformers", "vision_config": {**small, **vision}}).grid()

@@ -15,7 +15,6 @@ from medmvl.checkpoints import convert
 from medmvl.checkpoints.base_parts import load_image_processor
 from medmvl.data.formats import parse_record
 from medmvl.data.sample import Sample
-from medmvl.imaging import geometry, read_volume
 from medmvl.inference import Predictor
 
 V1 = "v1_siglip_mlp_qwen2"
@@ -49,20 +48,6 @@ def test_images(encoder: str, index: int) -> None:
     processor = load_image_processor(HERE / "pretrained" / f"{encoder}-tiny")
     expected = arrays("preprocess/preprocess")[f"{encoder}_img{index}"]
     assert np.abs(processor(str(HERE / f"data/img{index}.png")).numpy() - expected).max() <= 1e-6
-
-
-@pytest.mark.parametrize("index", [0, 1, 2])
-def test_volumes(index: int) -> None:
-    """Grey levels exactly; float values within 1e-4 of their range (measured 3e-7 and 5e-7)."""
-    expected, volume = arrays("preprocess/preprocess"), read_volume(str(HERE / f"data/vol{index}.npy"))
-    grey = geometry("medm-vl-ct", size=(32, 64, 64))(volume)[0].numpy()
-    assert np.array_equal(grey, expected[f"siglip_vol{index}_uint8"])
-    for name, spread in (("medmclip", 4.0), ("m3dclip", 1.0)):
-        tensor = geometry(f"medm-vl-ct-{name}")(volume)
-        found = tensor[:, ::2, ::8, ::8].numpy()
-        assert np.abs(found - expected[f"{name}_vol{index}_subsample"]).max() <= 1e-4 * spread
-        sums = tensor[0].double().sum(dim=(1, 2)).numpy()
-        assert np.abs(sums - expected[f"{name}_vol{index}_slice_sums"]).max() <= 1e-4 * spread * 256 * 256
 
 
 def test_text_alone(v1: Predictor) -> None:

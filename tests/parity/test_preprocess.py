@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.parity.sets import HERE
 
 from medmvl.errors import GeometryError
 from medmvl.imaging import Volume, geometry, read_volume
 
-FOLDER = Path(__file__).parent / "preprocess"
-RECORDED = np.load(FOLDER / "preprocess.npz")
-FACTS = json.loads((FOLDER / "preprocess.json").read_text())
+DATA, FIXTURES = HERE / "data", HERE / "fixtures" / "preprocess"
+RECORDED = np.load(FIXTURES / "preprocess.npz")
+FACTS = json.loads((FIXTURES / "preprocess.json").read_text())
 CT = geometry("medm-vl-ct", size=(32, 64, 64))
 FLOAT_CHAINS = ("medmclip", "m3dclip")
 
@@ -24,7 +25,7 @@ def hu(array: np.ndarray) -> Volume:
 
 @pytest.mark.parametrize("index", range(3))
 def test_siglip_chain_is_exact(index: int) -> None:
-    prepared = CT.prepare(read_volume(FOLDER / f"vol{index}.npy"))
+    prepared = CT.prepare(read_volume(DATA / f"vol{index}.npy"))
     np.testing.assert_array_equal(prepared.tensor[0].numpy(), RECORDED[f"siglip_vol{index}_uint8"])
     assert [list(corner) for corner in prepared.box] == FACTS[f"vol{index}"]["crop_box_siglip"]
 
@@ -32,7 +33,7 @@ def test_siglip_chain_is_exact(index: int) -> None:
 @pytest.mark.parametrize("index", range(3))
 @pytest.mark.parametrize("encoder", FLOAT_CHAINS)
 def test_float_chains_agree(encoder: str, index: int) -> None:
-    prepared = geometry(f"medm-vl-ct-{encoder}").prepare(read_volume(FOLDER / f"vol{index}.npy"))
+    prepared = geometry(f"medm-vl-ct-{encoder}").prepare(read_volume(DATA / f"vol{index}.npy"))
     # Measured: 7.2e-7 for medmclip (values up to 3), 1.2e-7 for m3dclip; the reference works in float64 before the crop.
     np.testing.assert_allclose(
         prepared.tensor[:, ::2, ::8, ::8].numpy(), RECORDED[f"{encoder}_vol{index}_subsample"], rtol=0, atol=1e-6
@@ -44,12 +45,12 @@ def test_float_chains_agree(encoder: str, index: int) -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "int32"])
 def test_dtype_of_the_file_does_not_matter(dtype: str) -> None:
-    volume = hu(np.load(FOLDER / "vol0.npy").astype(dtype))
+    volume = hu(np.load(DATA / "vol0.npy").astype(dtype))
     assert int((CT(volume)[0].numpy() != RECORDED["siglip_vol0_uint8"]).sum()) == 0
 
 
 def test_leading_axis_of_one(tmp_path: Path) -> None:
-    np.save(tmp_path / "four.npy", np.load(FOLDER / "vol0.npy")[None])
+    np.save(tmp_path / "four.npy", np.load(DATA / "vol0.npy")[None])
     np.testing.assert_array_equal(CT(read_volume(tmp_path / "four.npy"))[0].numpy(), RECORDED["siglip_vol0_uint8"])
 
 

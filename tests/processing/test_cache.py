@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydicom import dcmread
 from typer.testing import CliRunner
 
 from imaging.dicom_writing import random_hu, write_series
@@ -102,6 +108,58 @@ def test_a_shard_without_its_list_is_written_again(scans: Path, tmp_path: Path) 
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
 
 
+def test_rows_behind_the_last_key_are_written_again(scans: Path, tmp_path: Path) -> None:
+    """What a SIGKILL leaves behind that comes between the two files of a shard which a second run fills up."""
+    build_cache(scans, GEOMETRY, tmp_path / "whole", shard_size=5)
+    build_cache(scans, GEOMETRY, tmp_path / "killed", shard_size=5)
+    listing = tmp_path / "killed" / "shard-00001.json"
+    listing.write_text(json.dumps(json.loads(listing.read_text())[:1]) + "\n")
+    (tmp_path / "killed" / ".4711.shard-00001.npy").write_bytes(b"half of it")
+    report = build_cache(scans, GEOMETRY, tmp_path / "killed", shard_size=5)
+    assert (report.prepared, report.kept) == (1, 6)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_killed_by_the_system_and_resumed_equals_uninterrupted(scans: Path, tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "<image3d>"}, {"from": "gpt", "value": "."}]
+    with scans.open("a") as handle:
+        for index in range(40):
+            np.save(scans.parent / f"more{index}.npy", random_hu((40, 64, 64), seed=index))
+            row = {"id": f"more{index}", "image3d": [f"more{index}.npy"], "conversations": turns}
+            handle.write(json.dumps(row) + "\n")
+    wanted = geometry("medm-vl-ct", size=(8, 128, 128))
+    (tmp_path / "g.yaml").write_text("base: medm-vl-ct\nsize: [8, 128, 128]\n")
+    command = [sys.executable, "-m", "medmvl", "data", "cache", str(scans), "--geometry", str(tmp_path / "g.yaml")]
+    command += ["--out", str(tmp_path / "killed")]
+    build_cache(scans, wanted, tmp_path / "whole")
+    rng, halves = random.Random(0), 0
+    for _ in range(6):
+        job = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not (tmp_path / "killed" / "manifest.json").exists() and job.poll() is None:
+            time.sleep(0.005)
+        time.sleep(rng.uniform(0, 0.15))
+        halves += job.poll() is None
+        job.send_signal(signal.SIGKILL)
+        job.wait()
+    assert halves  # some were killed at work
+    subprocess.run(command, check=True, capture_output=True)
+    assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
+
+
+def test_one_writer_at_a_time(scans: Path, tmp_path: Path) -> None:
+    writer = CacheWriter(tmp_path / "cache", GEOMETRY)
+    with pytest.raises(ImagingError, match="Another job is writing"):
+        build_cache(scans, GEOMETRY, tmp_path / "cache")
+    writer.close()
+    assert build_cache(scans, GEOMETRY, tmp_path / "cache").prepared == 7
+
+
+def test_a_shard_is_small_in_memory_whatever_the_geometry(tmp_path: Path) -> None:
+    sizes = {name: CacheWriter(tmp_path / name, geometry(name)).shard_size for name in ("medm-vl-ct", "m3d", "ct-clip")}
+    assert sizes == {"medm-vl-ct": 32, "m3d": 8, "ct-clip": 1}
+
+
 @pytest.mark.slow
 def test_worker_processes_make_the_same_cache(scans: Path, tmp_path: Path) -> None:
     build_cache(scans, GEOMETRY, tmp_path / "one")
@@ -146,10 +204,44 @@ def test_no_patient_in_the_cache(scans: Path, tmp_path: Path) -> None:
     for path in (scans.parent / "series").iterdir():
         path.write_bytes(path.read_bytes()[:-20])
         break
-    build_cache(scans, GEOMETRY, tmp_path / "cache")
-    assert (tmp_path / "cache" / FAILURES).read_text().count("reason") == 2
-    for name, content in contents(tmp_path / "cache").items():
-        for secret in ("Mueller", "Hans", "patient-", "scan1", "Secret", "ID-12345", "dcm"):
+    folder = scans.parent / "scan 77 of Anna Schmidt"
+    write_series(folder, random_hu(), SeriesInstanceUID="1.2.840.99.1")
+    next(folder.iterdir()).rename(folder / "Anna Schmidt 1")
+    (folder / "Anna Schmidt 1").write_bytes((folder / "Anna Schmidt 1").read_bytes()[:-20])
+    two = write_series(scans.parent / "two", random_hu(), SeriesInstanceUID="1.2.840.99.2")
+    write_series(two / "other", random_hu(), SeriesInstanceUID="1.2.840.99.3")
+    named = write_series(scans.parent / "named", random_hu((3, 4, 5)))
+    for path in named.iterdir():  # a name where a number should be
+        content = path.read_bytes()
+        path.write_bytes(content.replace(b"0.8\\0.7 ", b"Secret\\1")) if b"0.8\\0.7 " in content else None
+    turns = [{"from": "human", "value": "<image3d>"}, {"from": "gpt", "value": "."}]
+    rows = [
+        {"id": f"patient-{name}", "image3d": [name], "conversations": turns} for name in (folder.name, "two", "named")
+    ]
+    rows.append({"id": "patient-x", "conversations": 7})
+    with scans.open("a") as handle:
+        handle.writelines(json.dumps(row) + "\n" for row in rows)
+    scans = scans.rename(scans.with_name("Mueller.jsonl"))
+    result = CliRunner().invoke(
+        app, ["data", "cache", str(scans), "--geometry", "m3d", "--units", "HU", "--out", str(tmp_path / "cache")]
+    )
+    assert result.exit_code == 1
+    reasons = (tmp_path / "cache" / FAILURES).read_text()
+    assert reasons.count("reason") == 6, reasons
+    written = contents(tmp_path / "cache") | {"log": result.output.replace(str(tmp_path), "").encode()}
+    for name, content in written.items():
+        for secret in (
+            "Mueller",
+            "Hans",
+            "patient-",
+            "scan1",
+            "Secret",
+            "ID-12345",
+            "dcm",
+            "Anna",
+            "Schmidt",
+            "840.99",
+        ):
             assert secret.encode() not in content, (name, secret)
             assert secret not in name
 
@@ -191,6 +283,32 @@ def test_a_changed_source_is_never_stale_silently(scans: Path, tmp_path: Path) -
     assert torch.equal(renewed, GEOMETRY(read_volume(path)))
     path.unlink()  # a machine that has the cache only
     assert CacheReader(tmp_path / "cache", root=scans.parent).tensor(path) is not None
+
+
+def test_other_options_of_reading_are_another_volume(scans: Path, tmp_path: Path) -> None:
+    raw = np.abs(random_hu((4, 8, 9))) + 900  # no air: the units must be said
+    np.save(scans.parent / "scan1.npy", raw)
+    (tmp_path / "g.yaml").write_text("base: m3d\nsize: [4, 8, 9]\n")
+    m3d = geometry(tmp_path / "g.yaml")
+    assert len(build_cache(scans, m3d, tmp_path / "cache").failures) == 1
+    report = build_cache(scans, m3d, tmp_path / "cache", options={"units": "HU"})
+    assert (report.prepared, report.kept) == (7, 0)  # as HU all of them: nobody asked before
+    assert build_cache(scans, m3d, tmp_path / "cache", options={"units": "HU"}).kept == 7
+    assert "HU" not in (tmp_path / "cache" / "shard-00000.json").read_text()
+
+
+def test_a_rule_for_gaps_renews_only_what_has_some(scans: Path, tmp_path: Path) -> None:
+    slices = {dcmread(path).ImagePositionPatient[2]: path for path in (scans.parent / "series").iterdir()}
+    slices[sorted(slices)[2]].unlink()
+    report = build_cache(scans, GEOMETRY, tmp_path / "cache")
+    assert (report.prepared, len(report.failures)) == (6, 1)
+    report = build_cache(scans, GEOMETRY, tmp_path / "cache", options={"gaps": "fill"})
+    assert (report.prepared, report.kept) == (1, 6)
+    filled = CacheReader(tmp_path / "cache", root=scans.parent).tensor(scans.parent / "series")
+    report = build_cache(scans, GEOMETRY, tmp_path / "cache", options={"gaps": "keep"})
+    assert (report.prepared, report.kept) == (1, 6)
+    kept = CacheReader(tmp_path / "cache", root=scans.parent).tensor(scans.parent / "series")
+    assert not torch.equal(filled, kept)
 
 
 def test_the_processor_takes_volumes_from_the_cache(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 from pathlib import Path
@@ -13,6 +14,8 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
+from medmvl.training import zero
+from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
 
@@ -99,10 +102,19 @@ def test_sharded_weights_train_the_same(recipe, tmp_path):
             "lr": 1e-3,
         },
     )
-    train(recipe(*stages), tmp_path / "one")
+    # 17 records: one process has a batch more to look at than the other, and generation needs both.
+    look = {"data": ["held"], "every": 2, "samples": 17, "generate": 2, "max_new_tokens": 3}
+    stages[0].update(evaluate=look, data=["d"])
+    stages[1].update(data=["d"])
     run = {"progress": False, "device": "cpu", "strategy": "fsdp"}
-    in_two_processes(lambda: train(recipe(*stages, run=run), tmp_path / "two"))
+    data = {"d": {"path": "d.jsonl"}, "held": {"path": "d.jsonl"}}
+    train(recipe(*stages, data=data), tmp_path / "one")
+    in_two_processes(lambda: train(recipe(*stages, run=run, data=data), tmp_path / "two"))
     assert_same_course(tmp_path / "one", tmp_path / "two")
+    looks = [read_log(tmp_path / name / "evaluation.jsonl") for name in ("one", "two")]
+    assert [row["loss"] for row in looks[1]] == pytest.approx([row["loss"] for row in looks[0]], rel=1e-4)
+    answers = [(tmp_path / name / "samples.jsonl").read_text() for name in ("one", "two")]
+    assert answers[0] == answers[1]
     checkpoint = tmp_path / "two" / "s0" / "checkpoints" / "checkpoint-2"
     pieces = [load_file(checkpoint / f"trainable-{rank}-of-2.safetensors") for rank in range(2)]
     name = next(iter(pieces[0]))
@@ -128,3 +140,41 @@ def test_a_run_of_two_processes_can_be_finished_by_one(recipe, tmp_path, monkeyp
     monkeypatch.undo()
     train(recipe(stage), tmp_path / "two", resume=True)
     assert_same_course(tmp_path / "one", tmp_path / "two")
+
+
+def test_zero_without_deepspeed_names_the_extra(recipe, tmp_path, monkeypatch):
+    import sys
+
+    from medmvl.errors import MissingExtraError
+
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    run = {"progress": False, "device": "cpu", "strategy": "zero2"}
+    with pytest.raises(MissingExtraError, match=r"medmvl\[deepspeed\]"):
+        zero.settings(load_recipe(recipe({}, run=run)).stages[0])
+
+
+@pytest.mark.slow  # DeepSpeed takes its time to begin
+def test_zero_trains_the_same_and_goes_on_without_it(recipe, tmp_path, monkeypatch):
+    pytest.importorskip("deepspeed")
+    from medmvl.training.trainer import StageTrainer
+
+    stage = {"max_steps": 4, "batch_size": 8, "micro_batch_size": 2, "lr": 1e-3, "save_every": 2}
+    run = {"progress": False, "device": "cpu", "strategy": "zero2"}
+    train(recipe(stage), tmp_path / "one")
+    in_two_processes(lambda: train(recipe(stage, run=run), tmp_path / "two"))
+    assert_same_course(tmp_path / "one", tmp_path / "two")
+    original = StageTrainer.training_step
+
+    def die(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            os._exit(0)
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "training_step", die)
+        in_two_processes(lambda: train(recipe(stage, run=run), tmp_path / "cut"))
+    shutil.copytree(tmp_path / "cut", tmp_path / "alone")
+    in_two_processes(lambda: train(recipe(stage, run=run), tmp_path / "cut", resume=True))
+    assert_same_course(tmp_path / "one", tmp_path / "cut")
+    train(recipe(stage), tmp_path / "alone", resume=True)  # DeepSpeed is not needed to finish
+    assert_same_course(tmp_path / "one", tmp_path / "alone")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -42,10 +43,12 @@ def test_flops_and_memory_follow_the_formulas():
     frozen = PartCost(parameters=1000, trained=0, tokens=50, width=8, layers=2, backward=False)
     passed = PartCost(parameters=1000, trained=0, tokens=50, width=8, layers=2, backward=True)
     assert [part.flops for part in (llm, frozen, passed)] == [6 * 50e3, 2 * 50e3, 4 * 50e3]
-    assert memory_bytes([frozen], 1, 0, 0, half=True, checkpointing=False) == 2000
-    assert memory_bytes([frozen], 1, 10, 100, half=False, checkpointing=False) == 4000 + 12_000
-    assert memory_bytes([llm], 2, 0, 0, half=True, checkpointing=False) == 16_000 + 25 * 8 * 2 * 34
-    assert memory_bytes([llm], 2, 0, 0, half=True, checkpointing=True) == 16_000 + 25 * 8 * 2 * 2
+    assert memory_bytes([frozen], 1, 0, 0, half=True) == 2000
+    assert memory_bytes([frozen], 1, 10, 100, half=False) == 4000 + 12_000
+    assert memory_bytes([llm], 2, 0, 0, half=True) == 16_000 + 25 * 8 * 2 * 34
+    recomputing = replace(llm, checkpointing=True)
+    assert memory_bytes([recomputing], 2, 0, 0, half=True) == 16_000 + 25 * 8 * 2 * 2
+    assert recomputing.flops == 8 * 50e3
 
 
 def test_hardware_lines():

@@ -59,7 +59,67 @@ def test_packing_and_supervised_logits_change_nothing(recipe, data_folder, llm):
     with attention(model.language_model, PACKED):
         assert_same(plain, gradients(model, BatchMaker(processor, packed=True, supervised_only=False)(samples)))
         assert_same(plain, gradients(model, BatchMaker(processor, packed=True, supervised_only=True)(samples)))
+        batch = BatchMaker(processor, packed=True, supervised_only=True)(samples)
+        assert_same(plain, gradients(model, batch | {"cross_entropy": "chunked"}))
     assert llm_config(model.language_model)._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("frozen", [True, False])
+def test_the_loss_in_pieces_is_that_of_all_logits(monkeypatch, bias, frozen, dtype):
+    from medmvl.models import head_loss as module
+
+    torch.manual_seed(0)
+    head = torch.nn.Linear(8, 50, bias=bias)
+    hidden = torch.randn(23, 8, requires_grad=True)
+    targets = torch.randint(50, (23,))
+    wanted = [hidden, *([] if frozen else head.parameters())]
+    head.requires_grad_(not frozen)
+    monkeypatch.setattr(module, "PIECE", 50 * 4)  # four rows at a time, three in the last piece
+    with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+        logits = head(hidden).float()
+        whole = torch.nn.functional.cross_entropy(logits, targets, reduction="sum") / 7
+        pieces = module.head_loss(hidden, head, targets, count=7)
+    exact = dtype == torch.float32
+    torch.testing.assert_close(pieces, whole, rtol=1e-6 if exact else 1e-2, atol=0.0)
+    for one, other in zip(torch.autograd.grad(3 * pieces, wanted), torch.autograd.grad(3 * whole, wanted), strict=True):
+        assert one.dtype == other.dtype
+        torch.testing.assert_close(one, other, rtol=1e-5 if exact else 2e-2, atol=1e-6 if exact else 2e-2)
+
+
+def test_no_more_logits_than_a_piece_are_ever_made(monkeypatch):
+    from medmvl.models import head_loss as module
+
+    made = []
+    original = module._loss_and_gradient
+    monkeypatch.setattr(
+        module, "_loss_and_gradient", lambda logits, *rest: made.append(logits.numel()) or original(logits, *rest)
+    )
+    head = torch.nn.Linear(4, 150_000, bias=False)
+    module.head_loss(torch.randn(1000, 4), head, torch.zeros(1000, dtype=torch.long)).backward()
+    assert max(made) <= module.PIECE
+    assert sum(made) == 1000 * 150_000
+
+
+def test_an_llm_that_changes_its_logits_keeps_its_own_way(recipe, tmp_path):
+    from medmvl.errors import RecipeError
+
+    settings = recipe({"max_steps": 1})
+    settings["model"]["llm"]["config"] |= {"model_type": "cohere", "logit_scale": 0.5}
+    train(settings, tmp_path / "auto")
+    settings["stages"][0]["cross_entropy"] = "chunked"
+    with pytest.raises(RecipeError, match="Use auto or full"):
+        train(settings, tmp_path / "run")
+
+
+def test_liger_is_refused_where_it_cannot_run(recipe, tmp_path):
+    from medmvl.errors import RecipeError
+
+    with pytest.raises(RecipeError, match="CUDA"):
+        train(recipe({"cross_entropy": "liger"}), tmp_path / "run")
+    with pytest.raises(RecipeError, match="needs `supervised_logits`"):
+        train(recipe({"cross_entropy": "liger", "supervised_logits": False}), tmp_path / "run")
 
 
 def test_samples_of_a_packed_row_do_not_see_each_other(recipe, data_folder):
@@ -77,6 +137,59 @@ def test_samples_of_a_packed_row_do_not_see_each_other(recipe, data_folder):
         after = model(**{key: batch[key] for key in keys}, use_cache=False).logits
     assert not torch.equal(before[:, :length], after[:, :length])
     assert torch.equal(before[:, length:], after[:, length:])
+
+
+def varlen_by_mask(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_size, enable_gqa):
+    """What torch documents of `varlen_attn`, which runs on CUDA only: (T, heads, width), by one big mask."""
+    assert cu_seq_q.dtype == torch.int32
+    assert max_q == max_k == int(cu_seq_q.diff().max())
+    position = torch.arange(len(q))
+    sample = torch.bucketize(position, cu_seq_q[1:].long(), right=True)
+    distance = position[:, None] - position[None, :]
+    mask = (sample[:, None] == sample[None, :]) & (distance >= -window_size[1])
+    if window_size[0] >= 0:
+        mask &= distance <= window_size[0]
+    q, k, v = (states.transpose(0, 1)[None] for states in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, mask, scale=scale, enable_gqa=enable_gqa)[
+        0
+    ].transpose(0, 1)
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("keys", [4, 2])
+def test_one_kernel_for_the_row_is_asked_for_what_the_loop_does(monkeypatch, window, keys):
+    from medmvl.training import packing
+
+    torch.manual_seed(0)
+    segments = [5, 1, 9, 4]
+    shapes = [(1, heads, sum(segments), 8) for heads in (4, keys, keys)]
+    inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    loop, _ = packing.packed_attention(None, *inputs, None, segments=segments, sliding_window=window)
+    expected = torch.autograd.grad(loop.square().sum(), inputs)
+    monkeypatch.setattr(packing, "_flash", lambda query: True)
+    monkeypatch.setattr(packing, "_varlen_attention", lambda: varlen_by_mask)
+    once, _ = packing.packed_attention(None, *inputs, None, segments=segments, sliding_window=window)
+    torch.testing.assert_close(once, loop)
+    for one, other in zip(torch.autograd.grad(once.square().sum(), inputs), expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_positions_that_begin_anew_are_not_enough_to_pack(recipe, data_folder):
+    """The trap: without our attention, a packed row with a key-value cache is one long text, and nobody says so."""
+    torch.manual_seed(0)
+    model, processor = build(load_recipe(recipe({})))
+    records = EncodedRecords(Mixture({"d": SampleDataset(data_folder / "d.jsonl")}), processor)
+    batch = BatchMaker(processor, packed=True, supervised_only=False)([records[3], records[7]])
+    keys = ("input_ids", "position_ids", "segments")
+    rows = {key: batch[key] for key in keys}
+    second = slice(batch["segments"][0], None)
+    with torch.no_grad(), attention(model.eval().language_model, PACKED):
+        ours = model(**rows, use_cache=False).logits[:, second]
+    alone = model(input_ids=batch["input_ids"][:, second], use_cache=False).logits
+    torch.testing.assert_close(ours, alone, rtol=1e-4, atol=1e-5)
+    del rows["segments"]
+    trapped = model(**rows, use_cache=True).logits[:, second]
+    assert float((trapped - alone).detach().abs().max()) > 1e-3
 
 
 def test_eight_at_once_equal_eight_times_one(recipe, tmp_path):
@@ -101,6 +214,41 @@ def test_padded_and_packed_runs_have_the_same_course(recipe, tmp_path):
     for packed, padded in zip(*logs, strict=True):
         assert packed["loss"] == pytest.approx(padded["loss"], rel=1e-5)
         assert packed["positions"] == packed["tokens"] == padded["tokens"] < padded["positions"]
+
+
+@pytest.mark.parametrize("chosen", [True, ["llm"], ["image_encoder", "volume_encoder"]])
+def test_recomputed_activations_give_the_same_gradients(recipe, data_folder, chosen):
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    from medmvl.models import parts
+    from medmvl.training.stage import checkpoint_activations
+
+    torch.manual_seed(0)
+    model, processor = build(load_recipe(recipe({})))
+    model.train()
+    records = EncodedRecords(Mixture({"d": SampleDataset(data_folder / "d.jsonl")}), processor)
+    batch = BatchMaker(processor, packed=False)([records[i] for i in range(6)])
+    plain = gradients(model, batch)
+    checkpoint_activations(model, chosen)
+    runs = {}
+    for name, part in parts(model).items():
+        for layer in part.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                runs[name, layer] = 0
+                # Hooks of the layer itself stay outside of what is recomputed; those of its norms do not.
+                norm = next(child for label, child in layer.named_children() if "norm" in label)
+                norm.register_forward_pre_hook(lambda *_, key=(name, layer): runs.__setitem__(key, 1 + runs[key]))
+    assert_same(plain, gradients(model, batch))
+    twice = {"llm", "image_encoder", "volume_encoder"} if chosen is True else set(chosen)
+    assert {name for name, _ in runs} == {"llm", "image_encoder", "volume_encoder"}
+    assert all(count == (2 if name in twice else 1) for (name, _), count in runs.items())
+
+
+def test_a_part_without_layers_cannot_recompute(recipe, tmp_path):
+    from medmvl.errors import RecipeError
+
+    with pytest.raises(RecipeError, match="no layers that can recompute"):
+        train(recipe({"activation_checkpointing": ["image_connector"]}), tmp_path / "run")
 
 
 def test_bf16_stays_near_and_frozen_parts_keep_their_numbers(recipe, tmp_path):

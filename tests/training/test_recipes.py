@@ -24,8 +24,11 @@ HEADER = ("Purpose", "Data", "Hardware", "Launch", "Expected")
 TINY_ENCODERS = {
     "siglip": MODEL["image"]["encoder"],
     "m3dclip": MODEL["volume"]["encoder"],
+    "medmclip": MODEL["volume"]["encoder"],
     "vit3d": MODEL["volume"]["encoder"],
 }
+TINY_TEXT = {"model_type": "bert", "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+TINY_TEXT |= {"num_hidden_layers": 1}
 
 
 @pytest.fixture(params=zip(RECIPES, NAMES, strict=True), ids=NAMES)
@@ -70,7 +73,8 @@ def shrunk(recipe: Recipe, folder: Path, rows: list[dict], checkpoint: Path) -> 
         model["from"] = str(checkpoint)
         wanted = {"image", "volume"}
     else:
-        model["llm"] = MODEL["llm"] | {"max_length": model["llm"].get("max_length", 2048)}
+        if "llm" in model:
+            model["llm"] = MODEL["llm"] | {"max_length": model["llm"].get("max_length", 2048)}
         wanted = {name for name in ("image", "volume") if name in model}
         for tower in wanted:
             shrink_tower(model[tower])
@@ -78,6 +82,13 @@ def shrunk(recipe: Recipe, folder: Path, rows: list[dict], checkpoint: Path) -> 
     only_media = [row for row in rows if media(row) and media(row) <= wanted and len(row["conversations"]) == 2]
     write_records(folder / f"{recipe.name}.jsonl", only_media)
     settings["data"] = {name: {"path": f"{recipe.name}.jsonl"} for name in settings["data"]}
+    for stage in (stage for stage in settings["stages"] if stage.get("objective") == "contrastive"):
+        stage["contrastive"]["text"] = {"config": TINY_TEXT}
+        modality = "image" if "image_encoder" in stage["train"] else "volume"
+        pairs = [row for row in only_media if media(row) == {modality}]
+        write_records(folder / f"{recipe.name}-{stage['name']}.jsonl", pairs)
+        settings["data"]["pairs"] = {"path": f"{recipe.name}-{stage['name']}.jsonl"}
+        stage["data"] = ["pairs"]
     return settings
 
 

@@ -66,6 +66,44 @@ def test_early_stopping_goes_back_to_the_best(watched, tmp_path, monkeypatch):
     assert all(torch.equal(final[name], value) for name, value in best.items())
 
 
+def test_answers_are_judged_without_case_and_punctuation():
+    from medmvl.training.answers import judged
+
+    def row(answer, prediction):
+        return {"answer": answer, "prediction": prediction}
+
+    assert judged([row("Yes.", "yes"), row("No", "yes")]) == {"accuracy": 0.5, "f1": 0.5}
+    half = judged([row("a large left nodule", "left nodule, left")])
+    assert half == {"accuracy": 0.0, "f1": pytest.approx(4 / 7)}
+    assert judged([row(None, "yes")]) == {}
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1"])
+def test_a_metric_of_the_answers_can_decide_what_is_best(watched, tmp_path, monkeypatch, metric):
+    values = iter([value for value in (0.1, 0.5, 0.4, 0.5, 0.9) for _ in ("held", "all")])
+    monkeypatch.setattr("medmvl.training.watch.judged", lambda answers: {metric: next(values)})
+    evaluate = {"patience": 2, "metric": metric, "generate": 1}
+    folder = train(watched(max_steps=20, keep=1, evaluate=evaluate), tmp_path / "run")
+    assert read_log(tmp_path / "run" / "log.jsonl")[-1]["step"] == 8  # 0.4 and another 0.5 are no better than 0.5
+    best = load_file(tmp_path / "run" / "s0" / "checkpoints" / "checkpoint-4" / "trainable.safetensors")
+    final = load_file(folder / "model.safetensors")
+    assert all(torch.equal(final[name], value) for name, value in best.items())
+
+
+def test_answers_are_judged_in_every_row_they_belong_to(watched, tmp_path):
+    train(watched(max_steps=2, evaluate={"generate": 3}), tmp_path / "run")
+    looks = rows(tmp_path / "run" / "evaluation.jsonl")
+    assert [set(row) >= {"accuracy", "f1", "loss"} for row in looks] == [True, True]
+    assert looks[0]["f1"] == looks[1]["f1"]
+
+
+def test_a_metric_needs_generated_answers(watched, tmp_path):
+    from medmvl.errors import RecipeError
+
+    with pytest.raises(RecipeError, match="set `generate`"):
+        train(watched(evaluate={"metric": "f1", "generate": 0}), tmp_path / "run")
+
+
 def test_the_average_is_what_the_stage_ends_with_and_survives_a_kill(recipe, tmp_path, monkeypatch):
     settings = recipe({"max_steps": 6, "ema": 0.5, "save_every": 2})
     weights: list[dict[str, torch.Tensor]] = []

@@ -6,20 +6,21 @@ connectors, so that it stands for a trained model together with the base checkpo
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from peft.utils import ModulesToSaveWrapper
+from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, ModulesToSaveWrapper, get_peft_model_state_dict
 
 from medmvl.checkpoints.probe import probe_batch, probe_logits
 from medmvl.checkpoints.write import whole_folder
 from medmvl.errors import CheckpointError
-from medmvl.files import PathLike
+from medmvl.files import PathLike, read_json
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.models.llms import lora_targets
+from medmvl.models.quantized import Quantizer, quantize_linears
+from medmvl.models.weights import open_weights
 from medmvl.processing import MedMVLProcessor
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -68,22 +69,35 @@ def lora_config(
     )
 
 
-def adapt(model: MedMVLForConditionalGeneration, config: LoraConfig | None = None) -> PeftModel:
-    """Return the model with fresh adapters; only they and the connectors train."""
-    return get_peft_model(model, config or lora_config(model))
+def adapt(
+    model: MedMVLForConditionalGeneration, config: LoraConfig | None = None, *, quantize: Quantizer | None = None
+) -> PeftModel:
+    """Return the model with fresh adapters; only they and the connectors train.
+
+    Args:
+        quantize: keep the LLM's linear layers in few bits (QLoRA); needs the extra `quantize`.
+    """
+    config = config or lora_config(model)
+    if quantize is not None:
+        quantize_linears(model.language_model, quantize)
+    return get_peft_model(model, config)
 
 
-def load_adapted(folder: PathLike, base: PathLike | None = None) -> PeftModel:
+def load_adapted(folder: PathLike, base: PathLike | None = None, *, quantize: Quantizer | None = None) -> PeftModel:
     """Load an adapter folder on the base checkpoint it names.
 
     Args:
         base: the base checkpoint's folder; default: what the adapter names.
+        quantize: the LLM's linear layers in few bits, as the adapters were trained.
 
     Raises:
         CheckpointError: if either is not whole, or they do not fit.
     """
     path = Path(folder)
     model = MedMVLForConditionalGeneration.from_pretrained(base_folder(path, base))
+    if quantize is not None:
+        quantize_linears(model.language_model, quantize)
+    stored = _stored_names(path)
     try:
         adapted = PeftModel.from_pretrained(model, str(path), low_cpu_mem_usage=True)
     except (RuntimeError, ValueError, KeyError, OSError) as error:
@@ -91,11 +105,26 @@ def load_adapted(folder: PathLike, base: PathLike | None = None) -> PeftModel:
             f"The adapters in {path} do not fit their base: {str(error).strip().splitlines()[0]} Give the checkpoint they were "
             "trained on with --base."
         ) from error
+    if strange := sorted(
+        stored ^ set(get_peft_model_state_dict(adapted))
+    ):  # PEFT warns of some, is silent about others
+        raise CheckpointError(
+            f"The adapters in {path} are not those that its {ADAPTER_CONFIG} describes on this base: {len(strange)} weight(s) "
+            f"missing or left over, such as {strange[0]}. Copy the folder again, or give the right checkpoint with --base."
+        )
     # PEFT trains copies of the connectors in float32; they run beside a base that may be in less.
     for module in adapted.modules():
         if isinstance(module, ModulesToSaveWrapper):
             module.to(next(module.original_module.parameters()).dtype)
     return adapted
+
+
+def _stored_names(folder: Path) -> set[str]:
+    """Return the names of the weights in an adapter folder, read without running anything."""
+    for file in (folder / SAFETENSORS_WEIGHTS_NAME, folder / WEIGHTS_NAME):
+        if file.is_file():
+            return set(open_weights(file).keys())
+    raise CheckpointError(f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}. Copy the folder again, all files of it.")
 
 
 def base_folder(adapter: Path, base: PathLike | None = None) -> Path:
@@ -110,7 +139,7 @@ def base_folder(adapter: Path, base: PathLike | None = None) -> Path:
             f"{adapter} has no {ADAPTER_CONFIG}: it holds no LoRA adapters, so there is nothing to merge. Checkpoints that "
             "training writes at the end of a stage are merged already."
         )
-    name = str(base or json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path") or "")
+    name = str(base or read_json(file).get("base_model_name_or_path") or "")
     places = [Path(name), *(parent / name for parent in adapter.resolve().parents)]
     found = next((place for place in places if name and (place / "config.json").is_file()), None)
     if found is None:

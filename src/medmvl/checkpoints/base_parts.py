@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoTokenizer,
+    Phi3Config,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+)
 
 from medmvl.errors import CheckpointError
 from medmvl.processing import ImageProcessor, Normalisation
@@ -25,7 +32,7 @@ def llm_config(source: Path | dict[str, Any]) -> PreTrainedConfig:
     """
     try:
         if isinstance(source, Path):
-            config = AutoConfig.from_pretrained(source, trust_remote_code=False, local_files_only=True)
+            config = _from_folder(source)
         else:
             settings = {key: value for key, value in source.items() if key not in PROVENANCE}
             config = AutoConfig.for_model(settings.pop("model_type"), **settings)
@@ -35,7 +42,25 @@ def llm_config(source: Path | dict[str, Any]) -> PreTrainedConfig:
             f"The LLM {where} is none that transformers knows by itself: {str(error).splitlines()[0]} "
             "Code that comes with a checkpoint is never run."
         ) from error
-    return getattr(config, "text_config", None) or config
+    config = getattr(config, "text_config", None) or config
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        where = source if isinstance(source, Path) else "the checkpoint's config"
+        raise CheckpointError(
+            f"{where} describes a {config.model_type!r}, which is no language model. Was a name resolved to another part?"
+        )
+    return config
+
+
+def _from_folder(folder: Path) -> PreTrainedConfig:
+    """Return a folder's config; Phi-3's "su" scaling, as the folders of 2024 spell it, is today's "longrope"."""
+    settings, _ = PreTrainedConfig.get_config_dict(folder, local_files_only=True)
+    scaling = settings.get("rope_scaling") or {}
+    if settings.get("model_type") != "phi3" or scaling.get("type") != "su":
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    original = settings.get("original_max_position_embeddings")
+    renamed = {**scaling, "type": "longrope", "original_max_position_embeddings": original}
+    kept = {key: value for key, value in settings.items() if key not in PROVENANCE}
+    return Phi3Config(**{**kept, "rope_scaling": renamed})
 
 
 def plain_settings(config: PreTrainedConfig) -> dict[str, Any]:
@@ -43,14 +68,17 @@ def plain_settings(config: PreTrainedConfig) -> dict[str, Any]:
     return {key: value for key, value in config.to_dict().items() if key not in PROVENANCE}
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, config: PreTrainedConfig | None = None) -> PreTrainedTokenizerBase:
     """Return the tokenizer of a folder.
+
+    Args:
+        config: the LLM's, by which its class is found; default: the one in the folder.
 
     Raises:
         CheckpointError: if its files are missing or need code of their own.
     """
     try:
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # transformers raises whatever the missing file or package makes it raise
         raise CheckpointError(
             f"The tokenizer in {folder} cannot be loaded: {_first_line(error)} The folder needs tokenizer.json, or "

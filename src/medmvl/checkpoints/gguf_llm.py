@@ -13,7 +13,17 @@ from transformers import PreTrainedConfig
 from medmvl.errors import CheckpointError, did_you_mean, require
 
 #: model_type -> architecture of llama.cpp.
-ARCHITECTURES = {"llama": "LLAMA", "qwen2": "QWEN2", "qwen3": "QWEN3", "phi": "PHI2", "phi3": "PHI3"}
+ARCHITECTURES = {
+    "llama": "LLAMA",
+    "qwen2": "QWEN2",
+    "qwen3": "QWEN3",
+    "phi": "PHI2",
+    "phi3": "PHI3",
+    "gemma3_text": "GEMMA3",
+}
+
+#: llama.cpp takes a Gemma 3 of so many layers for the 27 B one, whose attention it scales by another width than a head's.
+_LAYERS_OF_GEMMA_27B = 62
 
 
 def architecture(config: PreTrainedConfig) -> Any:
@@ -58,19 +68,57 @@ def add_hyperparameters(writer: Any, config: PreTrainedConfig) -> None:
     if config.model_type == "phi3":
         writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
         writer.add_sliding_window(config.sliding_window or config.max_position_embeddings)
+    if config.model_type == "gemma3_text":
+        _add_gemma3(writer, config)
+
+
+def _add_gemma3(writer: Any, config: PreTrainedConfig) -> None:
+    """Write what Gemma 3's two kinds of layers need; every sixth one sees all, the others a window.
+
+    Raises:
+        CheckpointError: for settings that llama.cpp's graph does not have.
+    """
+    period = 6  # a reader that does not know the key of the pattern assumes this one
+    usual = [
+        "full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(config.num_hidden_layers)
+    ]
+    width = config.hidden_size // config.num_attention_heads
+    scaled_by = width if config.num_hidden_layers == _LAYERS_OF_GEMMA_27B else config.head_dim
+    local = config.rope_parameters["sliding_attention"]
+    problems = {
+        f"its layers are not five with a window, then one without ({config.layer_types})": config.layer_types != usual,
+        f"query_pre_attn_scalar is {config.query_pre_attn_scalar}, not {scaled_by}": config.query_pre_attn_scalar
+        != scaled_by,
+        f"hidden_activation is {config.hidden_activation}": config.hidden_activation != "gelu_pytorch_tanh",
+        "it caps its logits": bool(config.final_logit_softcapping or config.attn_logit_softcapping),
+        "it attends in both directions": bool(config.use_bidirectional_attention),
+        f"its windowed layers scale their rotary embeddings ({local})": local.get("rope_type", "default") != "default",
+    }
+    if found := [text for text, wrong in problems.items() if wrong]:
+        raise CheckpointError(f"llama.cpp's Gemma 3 cannot express this LLM: {'; '.join(found)}.")
+    writer.add_sliding_window(config.sliding_window)
+    writer.add_rope_freq_base_swa(float(local["rope_theta"]))
+    gguf = require("gguf", "gguf")
+    if (scaling := rope(config)).get("rope_type") == "linear":
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
+        writer.add_rope_scaling_factor(float(scaling["factor"]))
 
 
 def rope(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return the rotary settings, checked."""
+    """Return the rotary settings, checked; of Gemma 3, those of the layers that see all."""
     settings = dict(config.rope_parameters or {})
+    settings = dict(settings.get("full_attention", settings))
     kind = settings.get("rope_type", "default")
-    if kind not in ("default", "llama3"):
-        raise CheckpointError(f"The LLM scales its rotary embeddings by {kind!r}; this export knows none and 'llama3'.")
+    known = ("default", "linear" if config.model_type == "gemma3_text" else "llama3")
+    if kind not in known:
+        raise CheckpointError(
+            f"The LLM scales its rotary embeddings by {kind!r}; this export knows none and {known[1]!r}."
+        )
     return settings
 
 
 def llm_tensors(config: PreTrainedConfig, state: dict[str, Tensor]) -> Iterator[tuple[str, str, Tensor]]:
-    """Yield (our name, llama.cpp's name, values); Llama's query and key rows come in llama.cpp's rotary order.
+    """Yield (our name, llama.cpp's name, values) as llama.cpp keeps them, see `to_stored`.
 
     Args:
         state: the LLM's own state dict.
@@ -86,9 +134,18 @@ def llm_tensors(config: PreTrainedConfig, state: dict[str, Tensor]) -> Iterator[
         target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if target is None:
             raise CheckpointError(f"llama.cpp has no place for the tensor {name} of a {config.model_type}.")
-        yield name, target, to_rotary_order(config, name, tensor)
+        yield name, target, to_stored(config, name, tensor)
     if rope(config).get("rope_type") == "llama3":
         yield "(computed)", "rope_freqs.weight", _llama3_factors(config)
+
+
+def to_stored(config: PreTrainedConfig, name: str, tensor: Tensor, *, back: bool = False) -> Tensor:
+    """Return a tensor as llama.cpp keeps it (or the other way round): Llama's query and key rows in another order, and of
+    Gemma's norms, which multiply by 1 + weight, that sum.
+    """
+    if config.model_type == "gemma3_text" and name.endswith("norm.weight"):
+        return tensor.float() - 1 if back else tensor.float() + 1
+    return to_rotary_order(config, name, tensor, back=back)
 
 
 def to_rotary_order(config: PreTrainedConfig, name: str, tensor: Tensor, *, back: bool = False) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from medmvl.errors import CheckpointError
+from medmvl.processing.chat import WORD_MARK
 
 #: Kinds of a piece (`LlamaTokenType` of llama.cpp).
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -36,7 +37,9 @@ def add_tokenizer(writer: Any, tokenizer: PreTrainedTokenizerBase, vocab_size: i
         writer.add_token_list(pieces)
         writer.add_token_scores(_scores(pieces, merges))
         writer.add_token_types(kinds)
-        writer.add_add_space_prefix(True)
+        # Llama 2 marks the first word of a text as it marks one behind a space, Gemma does not.
+        first = tokenizer.backend_tokenizer.encode("a", add_special_tokens=False).tokens[0]
+        writer.add_add_space_prefix(first.startswith(WORD_MARK))
     else:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(_pre_tokenizer(facts))

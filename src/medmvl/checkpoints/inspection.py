@@ -17,9 +17,11 @@ from medmvl.checkpoints.convert import read_raw_config
 from medmvl.checkpoints.llava import is_llava
 from medmvl.checkpoints.reference_config import is_reference
 from medmvl.checkpoints.tinyllava import is_tinyllava
-from medmvl.files import PathLike
+from medmvl.files import PathLike, read_json
 from medmvl.imaging import Geometry
 from medmvl.models import MedMVLConfig
+from medmvl.models.contrastive import DualEncoderConfig
+from medmvl.models.encoders.own import DUAL_ENCODER, MODEL
 from medmvl.models.weights import Weights
 
 #: Beginning of a tensor's name -> the part it belongs to.
@@ -68,7 +70,9 @@ def inspect_folder(folder: PathLike) -> Inspection:
         return _adapter(path)
     raw = read_raw_config(path)
     weights = Weights(path)
-    if raw.get("model_type") != "medmvl":
+    if raw.get("model_type") == DUAL_ENCODER:
+        return Inspection("dual encoder of a contrastive stage", _parts(weights), _dual_facts(raw))
+    if raw.get("model_type") != MODEL:
         return Inspection(f"{_foreign(raw)}; `medmvl checkpoint convert` reads it", _parts(weights), _names(raw))
     return Inspection("medmvl", _parts(weights), _own_facts(path, raw))
 
@@ -84,7 +88,7 @@ def _names(raw: dict[str, Any]) -> dict[str, str]:
 
 
 def _adapter(path: Path) -> Inspection:
-    settings = json.loads((path / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    settings = read_json(path / ADAPTER_CONFIG)
     keys = ("base_model_name_or_path", "peft_type", "r", "lora_alpha", "target_modules", "modules_to_save")
     return Inspection(
         "PEFT adapter; `medmvl checkpoint merge` folds it in", {}, {k: str(settings.get(k)) for k in keys}
@@ -104,6 +108,17 @@ def _parts(weights: Weights) -> dict[str, PartFacts]:
         if values > math.prod(facts.largest[1]) or not facts.largest[0]:
             facts.largest = (name, shape)
     return parts
+
+
+def _dual_facts(raw: dict[str, Any]) -> dict[str, str]:
+    config = DualEncoderConfig(**raw)
+    tower, text, spec = config.tower(config.modality), config.text_config, config.spec
+    size, grid = "x".join(map(str, tower.input_size)), tower.encoder_spec.grid(tower.input_size)
+    return {
+        f"{config.modality} encoder": f"{tower.encoder['name']} at {size} -> {grid}, {spec.pooling} of its tokens",
+        "text encoder": f"{text.model_type}, width {text.hidden_size}, vocabulary {text.vocab_size}, {spec.text_pooling} pooling",
+        "compared": f"in {spec.dim} dimensions, by the loss {spec.loss}",
+    }
 
 
 def _own_facts(path: Path, raw: dict[str, Any]) -> dict[str, str]:
@@ -133,7 +148,7 @@ def _processor_facts(path: Path) -> dict[str, str]:
     file = path / "processor_config.json"
     if not file.is_file():
         return {"processor": "missing"}
-    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings = read_json(file)
     facts = {}
     if settings.get("volume"):
         geometry = Geometry.from_dict(settings["volume"]["geometry"])

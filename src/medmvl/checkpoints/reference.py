@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from medmvl.checkpoints.base_parts import (
     llm_config,
@@ -142,7 +142,7 @@ def _tower(encoder: EncoderSpec, connector: ConnectorSpec) -> TowerSpec:
 def _processor(
     facts: ReferenceFacts, config: MedMVLConfig, llm_folder: Path, towers: dict[str, TowerSpec], resolver: Resolver
 ) -> MedMVLProcessor:
-    tokenizer, slow_spaces = reference_tokenizer(llm_folder, facts.llm_type)
+    tokenizer, slow_spaces = reference_tokenizer(llm_folder, facts.llm_type, config.text_config)
     slices = None
     if facts.image_encoder:
         slices = load_image_processor(resolver(facts.image_encoder.name, "encoder"))
@@ -158,13 +158,15 @@ def _processor(
     return processor
 
 
-def reference_tokenizer(folder: Path, llm_type: str) -> tuple[PreTrainedTokenizerBase, bool]:
+def reference_tokenizer(
+    folder: Path, llm_type: str, config: PreTrainedConfig | None = None
+) -> tuple[PreTrainedTokenizerBase, bool]:
     """Return an LLM's tokenizer with the reference's pad token, and whether it must imitate the slow sentencepiece one.
 
     The reference asks for slow tokenizers. Fast ones give the same ids but where a piece begins with a space: with the
     pre-tokenizer "Metaspace, first" they leave the word mark out there.
     """
-    tokenizer = load_tokenizer(folder)
+    tokenizer = load_tokenizer(folder, config)
     pads = {"llama3": tokenizer.eos_token, "phi": tokenizer.unk_token}
     tokenizer.pad_token = pads.get(llm_type) or tokenizer.pad_token or tokenizer.eos_token
     steps = json.loads(tokenizer.backend_tokenizer.to_str())["pre_tokenizer"] or {}

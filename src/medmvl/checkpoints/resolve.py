@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import HfApi, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
 from medmvl.errors import CheckpointError
@@ -18,6 +18,9 @@ from medmvl.files import PathLike
 
 #: What a base part is needed for; weights are left out on purpose.
 _FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
+
+#: How long the hub may take to say that it knows a name.
+_HUB_SECONDS = 8.0
 
 
 @dataclass
@@ -84,7 +87,7 @@ class Resolver:
     def _fetched(self, name: str) -> Path | None:
         if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
             return None
-        return _snapshot(name, local_files_only=False)
+        return _snapshot(name, local_files_only=False) if _answers(name) else None
 
     def _check_config(self, folder: Path, name: str, what: str) -> None:
         if not (folder / "config.json").is_file():
@@ -92,6 +95,15 @@ class Resolver:
                 f"The {what} {name!r} was sent to {folder}, which holds no config.json. Give the folder with its config, "
                 "tokenizer and processor files."
             )
+
+
+def _answers(name: str) -> bool:
+    """Say whether the hub knows a name; within seconds, also behind a firewall that swallows what it does not like."""
+    try:
+        HfApi().repo_info(name, timeout=_HUB_SECONDS)
+    except Exception:  # of whatever client the hub's library uses: no answer is no answer
+        return False
+    return True
 
 
 def _snapshot(name: str, *, local_files_only: bool) -> Path | None:

@@ -16,22 +16,31 @@ from medmvl.errors import CheckpointError
 from medmvl.files import write_json
 from medmvl.models import MedMVLConfig, MedMVLForConditionalGeneration
 
-SHARD_BYTES = 5_000_000_000
+#: Of a written file, at 4 bytes a value; as much is in memory at once beside the mapped source.
+SHARD_BYTES = 2_000_000_000
 
 
 @contextmanager
 def whole_folder(target: Path) -> Iterator[Path]:
     """Give an empty folder beside `target`; on success rename it to `target`, else remove it.
 
+    Args:
+        target: may be a symbolic link; what it points at is written.
+
     Raises:
-        CheckpointError: if `target` exists and is not an empty folder.
+        CheckpointError: if `target` exists and is not an empty folder, or no folder can be made there.
     """
+    given, target = target, target.resolve()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
-        raise CheckpointError(f"{target} exists and is not empty. Choose another destination or remove it.")
-    target.parent.mkdir(parents=True, exist_ok=True)
+        raise CheckpointError(f"{given} exists and is not empty. Choose another destination or remove it.")
     temporary = target.with_name(f".{target.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    try:
+        temporary.mkdir(parents=True)
+    except OSError as error:
+        raise CheckpointError(
+            f"No folder can be made at {given}: {error.strerror}. Choose another destination."
+        ) from error
     try:
         yield temporary
         if target.exists():
@@ -94,6 +103,7 @@ def write_weights(entries: Mapping[str, Entry], folder: Path, shard_bytes: int =
         save_file(tensors, folder / file, metadata={"format": "pt"})
         total += sum(tensor.nbytes for tensor in tensors.values())
         where.update(dict.fromkeys(names, file))
+        del tensors  # before the next shard is read
     if len(shards) > 1:
         write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
     return total

@@ -21,6 +21,10 @@ def show(
     ] = None,
     records: Annotated[int, typer.Option(help="Number of records shown, from the first on.", min=1)] = 12,
     units: Annotated[Literal["HU", "arbitrary"] | None, typer.Option(help="Units, where files do not tell.")] = None,
+    series: Annotated[
+        str | None, typer.Option(help="Which DICOM series of a folder: largest, thinnest, axial ...")
+    ] = None,
+    gaps: Annotated[Literal["refuse", "fill", "keep"], typer.Option(help="Missing DICOM slices.")] = "refuse",
 ) -> None:
     """Write an HTML contact sheet: slices in three planes with sides, windows, spacing, histogram and history.
 
@@ -32,6 +36,7 @@ def show(
     from medmvl.cli.data_cache import find_geometry
     from medmvl.processing.contact_sheet import write_contact_sheet
 
+    given = (("units", units), ("series", series), ("gaps", gaps if gaps != "refuse" else None))
     wanted = find_geometry(model, geometry) if model is not None or geometry is not None else None
     with Progress(transient=True, console=Console(stderr=True)) as progress:
         task = progress.add_task("records", total=None)
@@ -42,7 +47,7 @@ def show(
             volume_root=volume_root,
             geometry=wanted,
             records=records,
-            options={"units": units} if units is not None else None,
+            options={name: value for name, value in given if value is not None},
             on_record=lambda total: progress.update(task, advance=1, total=total),
         )
     typer.echo(

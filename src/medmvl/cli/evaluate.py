@@ -97,17 +97,27 @@ def evaluate(
                 compare_predictions(file, other, name, folder, image_root=image_root, volume_root=volume_root)
     else:
         from medmvl.cli.predict import progress
-        from medmvl.inference import GenerationOptions, Predictor
+        from medmvl.evaluation import BENCHMARKS
+        from medmvl.inference import GenerationOptions, Predictor, Retriever
 
         if data_root is None:
             raise EvaluationError(
                 "--model needs --data-root: the folder of the converted benchmark or its records file."
             )
-        predictor = Predictor.from_pretrained(model, device=device, dtype=dtype, template=template)  # type: ignore[arg-type]
+        where: dict[str, Any] = {"device": device, "dtype": dtype}
+        loaded: dict[bool, Predictor | Retriever] = {}  # one for questions, one for retrieval
         for name in names:
+            looks = BENCHMARKS[name].retrieval
+            if looks not in loaded:
+                assert model is not None
+                loaded[looks] = (
+                    Retriever.from_pretrained(model, **where)
+                    if looks
+                    else Predictor.from_pretrained(model, template=template, **where)
+                )
             with progress(f"predicting {name}") as on_row:
                 evaluate_model(
-                    predictor,
+                    loaded[looks],
                     name,
                     data_root,
                     out,

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -41,21 +41,30 @@ class SampleDataset:
         path: a JSON array, JSON Lines or Parquet file of records.
         image_root: folder below which all `image` paths lie; the file's own folder by default.
         volume_root: the same for `image3d`.
+        tasks: keep only the records whose `task` is one of these; every record is decoded once to find them.
 
     Raises:
-        DataError: here if the file is missing or of another format; on access, naming file, line and id, if the
+        DataError: here if the file is missing or of another format, or holds no record of `tasks`; on access, naming file, line and id, if the
             record is not as the format says, or a medium is missing or leaves its root.
     """
 
-    def __init__(self, path: PathLike, image_root: PathLike | None = None, volume_root: PathLike | None = None) -> None:
+    def __init__(
+        self,
+        path: PathLike,
+        image_root: PathLike | None = None,
+        volume_root: PathLike | None = None,
+        *,
+        tasks: Sequence[str] | None = None,
+    ) -> None:
         self.path = existing_file(path, "data file").resolve()
         self.image_root = Path(image_root if image_root is not None else self.path.parent)
         self.volume_root = Path(volume_root if volume_root is not None else self.path.parent)
         kind = file_format(self.path)
         self._rows: _Rows = _ParquetRows(self.path) if kind == "parquet" else _JsonRows(self.path, kind)
+        self._chosen = self._of_tasks(tasks) if tasks is not None else None
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._rows) if self._chosen is None else len(self._chosen)
 
     def record(self, index: int) -> dict[str, Any]:
         """Return record `index` as it stands in the file."""
@@ -81,7 +90,18 @@ class SampleDataset:
     def _position(self, index: int) -> int:
         if not -len(self) <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
-        return index % len(self)
+        index %= len(self)
+        return index if self._chosen is None else int(self._chosen[index])
+
+    def _of_tasks(self, tasks: Sequence[str]) -> np.ndarray:
+        """Return the (n,) positions of the records of some tasks."""
+        found = [str(row.get("task")) if isinstance(row := self._rows[i], dict) else "" for i in range(len(self._rows))]
+        chosen = np.flatnonzero([task in tasks for task in found])
+        if not len(chosen):
+            raise DataError(
+                f"{self.path} holds no record of the task(s) {', '.join(tasks)}; it has {', '.join(sorted(set(found)))}."
+            )
+        return chosen
 
 
 def resolve_media(sample: Sample, image_root: PathLike, volume_root: PathLike, where: str) -> Sample:

@@ -145,7 +145,7 @@ def _parse_turn(turn: Any, name: str, speaker_key: str, text_key: str, paths: di
     else:
         raise DataError(f"{name} must have a text {text_key!r}, not {_kind(content)}.")
     text = text.replace(VOLUME_ALIAS, VOLUME_PLACEHOLDER)
-    if not text.strip():
+    if not text.strip() and role != "system":  # an empty system turn says: no system prompt, not a default one either
         what = "an empty answer" if role == "assistant" else "an empty text"
         raise DataError(f"{name} is {what}. Fill it or remove the record.")
     if role == "assistant" and (IMAGE_PLACEHOLDER in text or VOLUME_PLACEHOLDER in text):
@@ -191,11 +191,13 @@ def _media_paths(record: dict[str, Any], keys: tuple[str, ...], from_parts: list
 
 def _check_order(messages: tuple[Message, ...]) -> None:
     roles = [message.role for message in messages]
-    turns = roles[1:] if roles[0] == "system" else roles
+    turns = roles[1:] if roles[0] != "user" else roles
     expected = [("user", "assistant")[i % 2] for i in range(len(turns))]
-    if not turns or turns != expected:
+    greeting_alone = roles[0] == "assistant" and len(turns) < 2  # that is two turns in the wrong order
+    if not turns or turns != expected or greeting_alone:
         raise DataError(
-            f"the turns are {' → '.join(roles)}. Allowed: an optional system turn, then user and assistant in turn."
+            f"the turns are {' → '.join(roles)}. Allowed: a system turn or a greeting of the assistant if you like, then user "
+            "and assistant in turn."
         )
 
 

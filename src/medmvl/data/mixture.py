@@ -54,7 +54,7 @@ class Mixture:
         shares = np.array([weights.get(name, 1.0) for name in self.names])
         self._starts = np.concatenate([[0], np.cumsum(sizes)])
         self._draws = _draws(sizes, shares, temperature)
-        self._epochs: dict[int, np.ndarray] = {}
+        self._epochs: dict[int, tuple[np.ndarray, np.ndarray]] = {}
 
     def __len__(self) -> int:
         """Number of records, each counted once."""
@@ -71,21 +71,37 @@ class Mixture:
 
     def stream(self, start: int, count: int) -> np.ndarray:
         """Return (count,) int64 record numbers: positions start, start + 1, ... of the endless stream."""
+        return self._take(0, start, count)
+
+    def passes(self, start: int, count: int) -> np.ndarray:
+        """Return (count,) int64: for each record of `stream(start, count)`, which pass over its data set shows it.
+
+        Every pass shows every record of a data set once, so (record, pass) never comes twice.
+        """
+        return self._take(1, start, count)
+
+    def _take(self, part: int, start: int, count: int) -> np.ndarray:
         pieces = []
         while count > 0:
             epoch, offset = divmod(start, self.epoch_size)
-            piece = self._epoch(epoch)[offset : offset + count]
+            piece = self._epoch(epoch)[part][offset : offset + count]
             pieces.append(piece)
             start, count = start + len(piece), count - len(piece)
         return np.concatenate(pieces) if pieces else np.empty(0, np.int64)
 
-    def _epoch(self, epoch: int) -> np.ndarray:
-        """Return the order of an epoch; the last two are kept, since a step may reach into the next one."""
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return order and passes of an epoch; the last two are kept, since a step may reach into the next one."""
         if epoch not in self._epochs:
-            parts = [self._walk(index, epoch * int(count), int(count)) for index, count in enumerate(self._draws)]
-            order = np.random.default_rng([self._seed, 0, epoch]).permutation(np.concatenate(parts))
+            starts = [epoch * int(count) for count in self._draws]
+            walks = [self._walk(index, start, int(self._draws[index])) for index, start in enumerate(starts)]
+            # Each walk shows every record of its data set once before it shows one again.
+            rounds = [
+                np.arange(start, start + len(walk)) // len(dataset)
+                for start, walk, dataset in zip(starts, walks, self._datasets, strict=True)
+            ]
+            order = np.random.default_rng([self._seed, 0, epoch]).permutation(sum(len(walk) for walk in walks))
             self._epochs = {key: value for key, value in self._epochs.items() if abs(key - epoch) <= 1}
-            self._epochs[epoch] = order
+            self._epochs[epoch] = np.concatenate(walks)[order], np.concatenate(rounds)[order]
         return self._epochs[epoch]
 
     def _walk(self, index: int, start: int, count: int) -> np.ndarray:

@@ -73,8 +73,9 @@ def _share(part: float, whole: float) -> float | None:
 def closed_answers(items: Sequence[Item]) -> dict[str, Any]:
     """Return how the closed answers fall: a confusion table of yes/no, and how many answers commit to nothing.
 
-    With a `confidence` (0-1) on the rows also the reliability: accuracy per bin of confidence and the expected
-    calibration error (Naeini et al. 2015; bins of equal width, weighted by their share of answers).
+    With a `confidence` on the rows (the probability of the answer, which `medmvl predict` writes) also the reliability:
+    accuracy per bin of confidence and the expected calibration error (Naeini et al. 2015; bins of equal width, weighted
+    by their share of answers).
     """
     closed = [item for item in items if is_closed(item) and not item.chinese]
     if not closed:
@@ -115,4 +116,11 @@ def _reliability(items: Sequence[Item]) -> dict[str, Any]:
         if pairs
     ]
     gaps = math.fsum(entry["n"] * abs(entry["confidence"] - entry["accuracy"]) for entry in filled)
-    return {"bins": filled, "expected_calibration_error": gaps / len(items), "n": len(items)}
+    total = len(items)
+    return {
+        "bins": filled,
+        "expected_calibration_error": gaps / total,
+        "confidence": math.fsum(entry["n"] * entry["confidence"] for entry in filled) / total,
+        "accuracy": math.fsum(entry["n"] * entry["accuracy"] for entry in filled) / total,
+        "n": total,
+    }

@@ -2,7 +2,8 @@
 
 `blank` (every image a constant), `shuffled` (another patient's image) and `text_only` (no image at all) are answers of
 the model itself, made by `medmvl evaluate --control`. `majority` needs no model: the most frequent reference per
-question, chosen on the references it is scored on, so it is an upper bound for constant answers.
+question, chosen on the references it is scored on, so it is an upper bound for constant answers; where a benchmark's
+floor is guessing (retrieval), `chance` stands in its place.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from medmvl.inference.batch import CONTROLS
 
 MODEL_CONTROLS: tuple[str, ...] = CONTROLS
 MAJORITY = "majority"
+CHANCE = "chance"
 # Below this many patients per question text the "most frequent answer to this question" would mostly be the answer
 # itself; then all questions of a type share one majority.
 MIN_PATIENTS_PER_QUESTION = 5
@@ -35,6 +37,13 @@ def check_control_names(names: Mapping[str, Any]) -> None:
     for name in names:
         if name not in MODEL_CONTROLS:
             raise EvaluationError(f"Unknown control {name!r}. {did_you_mean(name, MODEL_CONTROLS)}")
+
+
+def floor_answers(benchmark: Benchmark, items: list[Item]) -> dict[str, Answers]:
+    """Return the control that needs no model, by its name: `chance` where the benchmark has one, else `majority`."""
+    if benchmark.chance is not None:
+        return {CHANCE: Answers(benchmark.chance(items))}
+    return {MAJORITY: Answers(majority_answers(items))}
 
 
 def majority_answers(items: list[Item]) -> list[Item]:

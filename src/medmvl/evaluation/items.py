@@ -130,17 +130,19 @@ def make_item(record: Mapping[str, Any]) -> Item:
 def read_items(path: Path, *, strict: bool = False) -> tuple[list[Item], Faults]:
     """Read a predictions file (JSON Lines) into items, in the file's order.
 
-    A row without an id, without a text under `prediction`, or with an id that was seen before is a fault: it is
-    counted and named, and with `strict` it stops the reading.
+    A line that is not JSON (cut off by a kill or a download), a row without an id, without a text under `prediction`, or
+    with an id that was seen before, or without a reference to score it by is a fault: it is counted and named, and with
+    `strict` it stops the reading.
 
     Raises:
-        DataError: if the file is missing or a line is not JSON.
+        DataError: if the file is missing; with `strict`, if a line is not JSON.
         EvaluationError: if no row can be scored; with `strict`, at the first fault.
     """
     items: list[Item] = []
     faults = Faults()
     seen: set[str] = set()
-    for number, row in enumerate(iter_jsonl(path), start=1):
+    broken = None if strict else lambda number: faults.add("not JSON", f"line {number}")
+    for number, row in enumerate(iter_jsonl(path, broken), start=1):
         kind, what = _fault(row, number, seen)
         if kind:
             if strict:
@@ -168,7 +170,14 @@ def _fault(row: Any, number: int, seen: set[str]) -> tuple[str, str]:
         return "no prediction", str(row["id"])
     if str(row["id"]) in seen:
         return "id seen twice", str(row["id"])
+    if not has_reference(row):
+        return "no reference answer", str(row["id"])
     return "", ""
+
+
+def has_reference(record: Mapping[str, Any]) -> bool:
+    """Return whether a record holds what an answer can be scored by: a reference text, boxes or labels."""
+    return bool(question_and_answer(record)[1].strip() or record.get("boxes") or record.get("labels"))
 
 
 def group_by_patient(items: Sequence[Item]) -> dict[str, list[int]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from medmvl.evaluation.items import make_item
 from medmvl.evaluation.run import MAX_FAULTY, evaluate_predictions
 from medmvl.evaluation.tasks import BENCHMARKS, Benchmark
 from medmvl.files import PathLike, existing_file, existing_folder, read_json, write_jsonl
-from medmvl.inference import GenerationOptions, Predictor, predict_file
+from medmvl.inference import GenerationOptions, Predictor, Retriever, predict_file, retrieve_file
 
 PREDICTIONS = "predictions"
 
@@ -111,8 +112,36 @@ def own_records(benchmark: Benchmark, source: Path, out: Path) -> Path:
     return path
 
 
+def predictor_of(model: PathLike | Predictor | Retriever, benchmark: str) -> Predictor:
+    """Return what answers questions.
+
+    Raises:
+        EvaluationError: if it is a dual encoder, which cannot.
+    """
+    if isinstance(model, Retriever):
+        raise EvaluationError(f"The benchmark {benchmark!r} asks questions, and a dual encoder does not answer any.")
+    return model if isinstance(model, Predictor) else Predictor.from_pretrained(model)
+
+
+def retriever_of(model: PathLike | Predictor | Retriever, controls: Sequence[str]) -> Retriever:
+    """Return what looks for reports.
+
+    Raises:
+        EvaluationError: if it is a model that answers questions, or under a control that means nothing here.
+    """
+    if "text_only" in controls:
+        raise EvaluationError(
+            "Retrieval without an image has nothing to look for. Use the controls blank and shuffled."
+        )
+    if isinstance(model, Predictor):
+        raise EvaluationError(
+            "Retrieval needs the dual encoder of a contrastive stage: give its folder or a Retriever."
+        )
+    return model if isinstance(model, Retriever) else Retriever.from_pretrained(model)
+
+
 def evaluate_model(
-    model: PathLike | Predictor,
+    model: PathLike | Predictor | Retriever,
     benchmark: str,
     data_root: Path,
     out: Path,
@@ -134,7 +163,7 @@ def evaluate_model(
     that of the records file.
 
     Args:
-        model: a checkpoint folder or a loaded predictor.
+        model: a checkpoint folder, a loaded predictor, or for retrieval a loaded retriever.
         benchmark: a name in `BENCHMARKS`.
         data_root: folder with the benchmark's records (see `Benchmark.files`), or the records file itself.
         out: the evaluation folder.
@@ -162,19 +191,15 @@ def evaluate_model(
     images, volumes = image_root or media, volume_root or media
     folder = Path(out)
     records = own_records(task, source, folder)
-    predictor = model if isinstance(model, Predictor) else Predictor.from_pretrained(model)
+    shared: dict[str, Any] = {"image_root": images, "volume_root": volumes, "batch_size": batch_size, "on_row": on_row}
+    answer: Callable[..., int]
+    if task.retrieval:
+        answer = partial(retrieve_file, retriever_of(model, controls), records, **shared)
+    else:
+        predictor = predictor_of(model, benchmark)
+        answer = partial(predict_file, predictor, records, options=options, **shared)
     for control in (None, *controls):
-        predict_file(
-            predictor,
-            records,
-            predictions_path(folder, benchmark, control),
-            image_root=images,
-            volume_root=volumes,
-            options=options,
-            batch_size=batch_size,
-            control=control,  # type: ignore[arg-type]  # its names were checked above
-            on_row=on_row,
-        )
+        answer(predictions_path(folder, benchmark, control), control=control)
     return evaluate_predictions(
         predictions_path(folder, benchmark),
         benchmark,

@@ -3,13 +3,16 @@
 All of them are models whose weights come from a hub at their first use, so they run only where RadEval is installed and
 its weights are in the local cache or can be fetched. Metrics that send reports to a commercial service are not offered:
 reports are patient data. RadEval's numbers are its own; here they get n and, where RadEval gives a value per report, a
-bootstrap interval over patients.
+bootstrap interval over patients. GREEN runs code from its hub repository (RadEval asks for it), the only place where
+medmvl leads to that: leave it out where this is not allowed.
 """
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -61,7 +64,7 @@ def radeval_scores(items: Sequence[Item], names: Sequence[str]) -> dict[str, dic
     """
     if not check_metrics(names):
         return {}
-    module = require("radeval", "radeval")
+    module = _package()
     kept = [item for item in items if item.prediction.strip() and item.reference.strip()]
     scores: dict[str, dict[str, Any]] = {}
     for name in names if kept else ():
@@ -70,18 +73,49 @@ def radeval_scores(items: Sequence[Item], names: Sequence[str]) -> dict[str, dic
     return scores
 
 
+def _package() -> Any:
+    """Return the package; its RadGraph code imports itself as "RadEval" (2.2.1, issue 27), so that name is given, too."""
+    module = require("radeval", "radeval")
+    sys.modules.setdefault("RadEval", module)
+    return module
+
+
 def _run(module: Any, name: str, items: Sequence[Item], *, per_sample: bool) -> dict[str, Any]:
     references, hypotheses = [item.reference for item in items], [item.prediction for item in items]
     try:
         scorer = module.RadEval(metrics={name: dict(LOCAL_METRICS[name])}, per_sample=per_sample, show_progress=False)
         return dict(scorer(refs=references, hyps=hypotheses))
-    except (OSError, RuntimeError, ImportError, ValueError) as error:
-        # Every metric has its own way to say that the hub is out of reach; all of them end here.
+    except ImportError as error:
+        missing = error.name or str(error)
+        raise EvaluationError(
+            f"RadEval's {name!r} needs the package {missing!r}, which is not installed. Install everything it needs with: "
+            "pip install 'medmvl[radeval]', or leave this metric out."
+        ) from error
+    except Exception as error:
+        # Every metric has its own way to say that the hub is out of reach, a bare Exception among them.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise EvaluationError(
             f"RadEval could not run {name!r}: {reason} Its weights come from a hub: run it once where that can be "
             "reached, copy the Hugging Face cache to this machine (HF_HOME), or leave this metric out."
         ) from error
+
+
+def radeval_scorers(keys: Sequence[str], items: Sequence[Item]) -> dict[str, dict[str, Any]]:
+    """Return what results.json says about the scorers behind `radeval_...` keys."""
+    if not keys:
+        return {}
+    empty = sum(not item.prediction.strip() for item in items)
+    dropped = sum(not (item.prediction.strip() and item.reference.strip()) for item in items)
+    return {
+        key: {
+            "name": key.replace("_", "-"),
+            "version": f"RadEval {version('radeval')}",
+            "definition": f"{key.removeprefix('radeval_')} as RadEval computes it; items with an empty side are dropped.",
+            "dropped": dropped,
+            "empty": empty,
+        }
+        for key in keys
+    }
 
 
 def _is_number(value: Any) -> bool:

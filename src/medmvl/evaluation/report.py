@@ -43,6 +43,8 @@ LABELS = {
     "acc_iou50": "accuracy at IoU 0.5",
     "label_f1_macro": "label F1, macro (rule-based)",
     "label_f1_micro": "label F1, micro (rule-based)",
+    **{f"image_to_text_r_at_{k}": f"image → report, R@{k}" for k in (1, 5, 10)},
+    **{f"text_to_image_r_at_{k}": f"report → image, R@{k}" for k in (1, 5, 10)},
 }
 KINDS = (
     ("changed", "What the image changed most", "Answers that gained most over the controls."),
@@ -83,7 +85,7 @@ def environment() -> jinja2.Environment:
     found = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     found.globals.update(label=label, number=number, interval=interval, plain=plain, place=_place)
     found.globals.update(controls=control_names, signed=lambda value: f"{value:+.3f}", kinds=KINDS)
-    found.globals.update(group_keys=_group_keys, scores_of=_variant_scores)
+    found.globals.update(group_keys=_group_keys, scores_of=_variant_scores, verdict=_verdict)
     return found
 
 
@@ -91,6 +93,12 @@ def _group_keys(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the metric keys that occur in any group, in the order of LABELS."""
     occurring = {key for scores in groups.values() for key in scores}
     return [key for key in LABELS if key in occurring] + sorted(occurring - set(LABELS))
+
+
+def _verdict(test: Mapping[str, Any]) -> str:
+    """Return how a paired difference is coloured: only one whose interval leaves out 0 is better or worse."""
+    low, high = test["ci95"] or (0.0, 0.0)
+    return "better" if low > 0 else "worse" if high < 0 else ""
 
 
 def _variant_scores(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

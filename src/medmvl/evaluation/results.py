@@ -10,7 +10,7 @@ from typing import Any
 
 from medmvl.errors import EvaluationError
 from medmvl.evaluation.breakdown import by_finding, by_group, closed_answers
-from medmvl.evaluation.controls import MAJORITY, image_share, majority_answers
+from medmvl.evaluation.controls import floor_answers, image_share
 from medmvl.evaluation.items import Item
 from medmvl.evaluation.scoring import Answers, Score, defined, score_columns
 from medmvl.evaluation.statistics import LEVEL, RESAMPLES, SEED
@@ -74,7 +74,7 @@ def score_benchmark(
     Args:
         benchmark: what is scored how.
         answers: the model's.
-        controls: answers of the same model without the right image, by control name; `majority` is always added.
+        controls: answers of the same model without the right image, by control name; `majority` (or `chance`) is always added.
     """
     given, items = dict(controls or {}), answers.items
     scores = score_columns(benchmark, answers)
@@ -83,7 +83,7 @@ def score_benchmark(
             f"None of the {len(items)} records fits a column of the benchmark {benchmark.name!r}. Its columns need the "
             f"record keys that its converter writes (task, answer_type, boxes, labels). Check the benchmark's name."
         )
-    blind = {**given, MAJORITY: Answers(majority_answers(items))}
+    blind = {**given, **floor_answers(benchmark, items)}
     return {
         "title": benchmark.title,
         "about": benchmark.about,

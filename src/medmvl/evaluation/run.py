@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from medmvl.data.formats import read_records
-from medmvl.errors import EvaluationError
+from medmvl.errors import EvaluationError, MedMVLError
 from medmvl.evaluation.controls import check_control_names
 from medmvl.evaluation.gallery import pick_cases
-from medmvl.evaluation.items import Faults, Item, make_item, read_items
+from medmvl.evaluation.items import Faults, Item, has_reference, make_item, read_items
 from medmvl.evaluation.label_files import attach_labels, read_label_file
 from medmvl.evaluation.metrics.labels import PREDICTED
 from medmvl.evaluation.pictures import MediaRoots
-from medmvl.evaluation.radeval import radeval_scores
+from medmvl.evaluation.radeval import check_metrics, radeval_scorers, radeval_scores
 from medmvl.evaluation.report import keep_training_log, write_details, write_report
 from medmvl.evaluation.results import score_benchmark, write_results
 from medmvl.evaluation.scoring import Answers
@@ -72,13 +72,15 @@ def evaluate_predictions(
 
     Raises:
         DataError: if a file is missing or is not JSON Lines.
-        EvaluationError: for an unknown benchmark or control, rows that cannot be scored, too many faults.
+        EvaluationError: for an unknown benchmark or control, rows that cannot be scored; after everything was written, for
+            too many faults or a clinical metric that could not be run.
     """
     task = BENCHMARKS[benchmark]
     task = task if profile is None else with_profile(task, profile)
     task = task if labeller is None else task.with_labeller(labeller)
     paths = {name: Path(path) for name, path in (controls or {}).items()}
     check_control_names(paths)
+    check_metrics(radeval)
     items, faults = read_items(Path(predictions), strict=strict)
     answers = {name: read_items(path, strict=strict)[0] for name, path in paths.items()}
     if references is not None:
@@ -93,7 +95,7 @@ def evaluate_predictions(
         items = attach_labels(items, read_label_file(predicted_labels), PREDICTED, faults, "predicted labels")
     own, blind = Answers(items), {name: Answers(theirs) for name, theirs in answers.items()}
     entry = score_benchmark(task, own, blind)
-    entry["model"].update(radeval_scores(items, radeval))
+    failure = _add_clinical(entry, items, radeval)
     entry["counts"]["other_records"] = others
     entry["faults"] = faults.to_dict()
     entry["predictions"] = {"file": Path(predictions).name, "sha256": sha256(predictions)}
@@ -104,8 +106,24 @@ def evaluate_predictions(
     if log is not None:
         keep_training_log(folder, log)
     write_report(folder, title)
+    if failure is not None:
+        raise failure
     check_faults(faults, len(items), max_faulty)
     return results
+
+
+def _add_clinical(entry: dict[str, Any], items: list[Item], names: Sequence[str]) -> MedMVLError | None:
+    """Add RadEval's numbers to an entry; one that cannot be had is returned as the error to end with."""
+    failure = None
+    for name in names:
+        try:
+            found = radeval_scores(items, [name])
+        except MedMVLError as error:
+            failure = failure or error
+            continue
+        entry["model"].update(found)
+        entry["scorers"].update(radeval_scorers(list(found), items))
+    return failure
 
 
 def check_faults(faults: Faults, scored: int, max_faulty: float) -> None:
@@ -149,7 +167,7 @@ def check_against_references(
     Raises:
         EvaluationError: with `strict`, at the first difference.
     """
-    expected = (_unanswered(record) for record in read_records(references))
+    expected = (_unanswered(record) for record in read_records(references) if has_reference(record))
     records = {item.id: item for item in expected if benchmark.belongs(item)}
     answered = {item.id for item in items}
     unknown = [item.id for item in items if item.id not in records]

@@ -7,7 +7,7 @@ from typing import Any
 
 from medmvl.evaluation.published import filled_tables
 
-CONTROL_ORDER = ("blank", "shuffled", "text_only", "majority")
+CONTROL_ORDER = ("blank", "shuffled", "text_only", "majority", "chance")
 
 
 def score_text(entry: Mapping[str, Any] | None, *, signed: bool = False) -> str:

@@ -21,10 +21,10 @@ import yaml
 from rich.console import Console
 
 from medmvl.data.phantoms import split_patients, write_ct_rate, write_dicom_series, write_slake
+from medmvl.data.phantoms.first_texts import write_captions, write_closed, write_readings
 from medmvl.data.prepare import convert
 from medmvl.errors import RecipeError
 from medmvl.evaluation import evaluate_model
-from medmvl.experiments.first_texts import write_captions, write_closed, write_readings
 from medmvl.files import PathLike, write_json
 from medmvl.inference import GenerationOptions, Predictor
 from medmvl.training.recipe_io import load_recipe

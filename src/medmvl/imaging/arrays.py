@@ -33,7 +33,7 @@ def load_array(path: Path, max_bytes: int | None = None) -> np.ndarray:
             return _load_npz(path, max_bytes)
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except _DAMAGED as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).split())[:200].rstrip(".") or type(error).__name__
         raise ImagingError(f"{path} is not a whole numpy file of plain numbers: {reason}.") from error
     check_bytes(array.nbytes, path, max_bytes)
     return array

@@ -10,42 +10,53 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterable
+from typing import Annotated
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict, Field
 
+#: Least and greatest possible value, one for all channels or (C, 1, ...) for each.
+Range = tuple[float, float] | tuple[torch.Tensor, torch.Tensor]
+
+#: Words that name or may name a side, in the languages of the public data sets: sides themselves, lobes that exist on
+#: one side only, and questions for a place.
 _SIDES = re.compile(
-    r"\b(left|right|bilateral|unilateral|ipsilateral|contralateral|dextro\w*|laevo\w*|levo\w*|situs|sinist\w*|lateral\w*"
-    r"|dexter|[lr]t|lll|lul|rll|rml|rul|lingula\w*|links\w*|rechts\w*|gauche|droite?|izquierd\w*|derech\w*|side[ds]?"
-    r"|box|where|locat\w*)\b|[左右]",
+    r"\b(left\w*|right\w*|bilateral\w*|unilateral\w*|ipsilateral\w*|contralateral\w*|dextro\w*|laevo\w*|levo\w*|situs"
+    r"|sinist\w*|lateral\w*|dexter|[lr]t|ll[lz]|lul|rll|rml|rul|lingul\w*|middle lobe|hemi\w*|mirror\w*"
+    r"|links\w*|linke[nmrs]?|rechts\w*|rechte[nmrs]?|gauche\w*|droite?s?|izquierd\w*|derech\w*|esquerd\w*|direit\w*|destr[aoei]"
+    r"|vänster|höger|venstre|højre|lew[aey]\w*|praw[aey]\w*"
+    r"|side[ds]?|where|locat\w*|position\w*|quadrant\w*|box\w*|coordinat\w*)\b",
     re.IGNORECASE,
 )
+#: "L" or "R" alone, in capitals as on a film.
+_MARKER = re.compile(r"\b[LR]\b")
+#: Places in numbers: <12><34>, [0.1, 0.2, ...], {12, 34, ...}, (12, 34).
+_PLACE = re.compile(r"<\s*\d+(\.\d+)?\s*>|[\[({]\s*\d+(\.\d+)?\s*[,;]\s*\d")
+#: Letters beyond Latin and Greek: scripts whose words for left and right are not listed above.
+_OTHER_SCRIPT = re.compile(r"[\u0400-\uffff]")
 
 
 class Augmentation(BaseModel):
-    """Ranges of the random changes; all zero is no change.
+    """Ranges of the random changes of an image or volume; all zero is no change."""
 
-    Attributes:
-        rotate: largest turn in the axial plane, degrees either way.
-        scale: largest relative change of size in the axial plane (0.1: 90 to 110 %).
-        shift: largest shift in the axial plane as a share of its extent.
-        contrast: largest relative change of contrast about the mean.
-        brightness: largest shift of grey values, as a share of the value range.
-        noise: largest standard deviation of added Gaussian noise, as a share of the value range.
-        mirror: probability of a left-right mirror where no text names a side.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    rotate: float = Field(default=10.0, ge=0, le=30)
-    scale: float = Field(default=0.1, ge=0, le=0.5)
-    shift: float = Field(default=0.05, ge=0, le=0.5)
-    contrast: float = Field(default=0.1, ge=0, lt=1)
-    brightness: float = Field(default=0.05, ge=0, le=0.5)
-    noise: float = Field(default=0.02, ge=0, le=0.5)
-    mirror: float = Field(default=0.0, ge=0, le=1)
+    rotate: Annotated[float, Field(ge=0, le=30)] = 10.0
+    """Largest turn in the plane of the image or slices, degrees either way."""
+    scale: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    """Largest relative change of size in that plane; 0.1 is 90 to 110 %."""
+    shift: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """Largest shift in that plane, as a share of its extent."""
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Largest relative change of contrast about the mean."""
+    brightness: Annotated[float, Field(ge=0, le=0.5)] = 0.05
+    """Largest shift of the grey values, as a share of their range."""
+    noise: Annotated[float, Field(ge=0, le=0.5)] = 0.02
+    """Largest standard deviation of added Gaussian noise, as a share of the range of grey values."""
+    mirror: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Probability of a left-right mirror, only where no text of the record can name a side (left, RUL, where, a box ...)."""
 
     def __call__(
         self,
@@ -54,38 +65,41 @@ class Augmentation(BaseModel):
         seed: int,
         epoch: int,
         sample_id: str,
+        item: int = 0,
         texts: Iterable[str] = (),
-        value_range: tuple[float, float] | None = None,
+        value_range: Range | None = None,
+        mirror_axis: int = -1,
     ) -> torch.Tensor:
-        """Return a changed copy of `tensor`, of the same shape, dtype and device.
+        """Return a changed copy of `tensor`, of the same shape and dtype.
 
         Args:
-            tensor: (C, D, H, W) as a geometry gives it, W running from one side of the patient to the other; or an
-                image (C, H, W).
+            tensor: (C, D, H, W) as a geometry gives it, or an image (C, H, W); on the CPU.
+            item: which image or volume of the sample, from 0; all are mirrored together or none.
             texts: everything said about the sample: questions, answers, reports.
-            value_range: (least, greatest) possible value; default 0..255 for uint8, else those of the tensor.
+            value_range: (least, greatest) possible value, also (C, 1, ...) each; default 0..255 for uint8, else those
+                of the tensor. Outside of the body is the least.
+            mirror_axis: the axis that runs from one side of the patient to the other: W of the axial view.
         """
-        rng = generator(seed, epoch, sample_id)
+        coin = float(generator(seed, epoch, sample_id).random())
+        rng = generator(seed, epoch, f"{sample_id}/{item}")
         # Every number is drawn whether it is used or not, so that one setting does not change what another draws.
         draws = {name: float(rng.uniform(-1, 1)) for name in ("angle", "scale", "x", "y", "contrast", "brightness")}
-        coin, sigma, noise_seed = float(rng.random()), float(rng.random()), int(rng.integers(2**62))
-        low, high = value_range or _value_range(tensor)
-        values = tensor.to(torch.float32)
-        values = self._move(values, draws, low)
+        sigma, noise_seed = float(rng.random()), int(rng.integers(2**62))
+        low, high = (torch.as_tensor(v, dtype=torch.float32) for v in value_range or _value_range(tensor))
+        values = self._move(tensor.to(torch.float32), draws, low)
         if coin < self.mirror and not names_a_side(texts):
-            values = values.flip(-1)
-        mean = values.mean()
+            values = values.flip(mirror_axis)
+        mean = _mean(values)
         values = (values - mean) * (1 + self.contrast * draws["contrast"]) + mean
-        values = values + self.brightness * draws["brightness"] * (high - low)
+        values = values + (high - low) * (self.brightness * draws["brightness"])
         if self.noise:
+            # One field for all channels: they are views (windows, colours) of the same measurement.
             source = torch.Generator().manual_seed(noise_seed)
-            values = values + torch.randn(values.shape, generator=source).to(values) * (
-                self.noise * sigma * (high - low)
-            )
-        values = values.clamp(low, high)
+            values = values + torch.randn(values.shape[1:], generator=source) * ((high - low) * (self.noise * sigma))
+        values = torch.clamp(values, low, high)
         return values.round().to(tensor.dtype) if not tensor.dtype.is_floating_point else values.to(tensor.dtype)
 
-    def _move(self, values: torch.Tensor, draws: dict[str, float], background: float) -> torch.Tensor:
+    def _move(self, values: torch.Tensor, draws: dict[str, float], background: torch.Tensor) -> torch.Tensor:
         """Turn, scale and shift all slices alike, bilinear; what comes in from outside is background."""
         if not (self.rotate or self.scale or self.shift):
             return values
@@ -96,21 +110,28 @@ class Augmentation(BaseModel):
         height, width = values.shape[-2:]
         aspect = width / height
         theta = torch.tensor([[cosine, -sine / aspect, x], [sine * aspect, cosine, y]], dtype=torch.float32)
-        planes = values.reshape(1, -1, height, width)
-        grid = F.affine_grid(theta[None].to(values.device), [1, 1, height, width], align_corners=False)
-        moved = F.grid_sample(planes - background, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        return (moved + background).reshape(values.shape)
+        planes = (values - background).reshape(1, -1, height, width)
+        grid = F.affine_grid(theta[None], [1, 1, height, width], align_corners=False)
+        moved = F.grid_sample(planes, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        return moved.reshape(values.shape) + background
 
 
 def names_a_side(texts: Iterable[str]) -> bool:
     """Say whether any text can name a side: left, right, bilateral, RUL, "where", a box ...; when in doubt, yes."""
-    return any(_SIDES.search(text) for text in texts)
+    patterns = (_SIDES, _MARKER, _PLACE, _OTHER_SCRIPT)
+    return any(pattern.search(text) for text in texts for pattern in patterns)
 
 
 def generator(seed: int, epoch: int, sample_id: str) -> np.random.Generator:
     """Return the random generator of one sample in one epoch."""
     digest = hashlib.sha256(f"{seed}/{epoch}/{sample_id}".encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:8], "little"))
+
+
+def _mean(values: torch.Tensor) -> torch.Tensor:
+    """Mean of each channel, (C, 1, ...); by numpy, whose sums do not depend on the number of threads."""
+    axes = tuple(range(1, values.ndim))
+    return torch.from_numpy(values.numpy().mean(axis=axes, keepdims=True, dtype=np.float64).astype(np.float32))
 
 
 def _value_range(tensor: torch.Tensor) -> tuple[float, float]:

@@ -7,8 +7,12 @@ neither paths nor record ids are stored, because both may name a patient.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import math
+import os
+import weakref
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,8 +27,10 @@ from medmvl.imaging.geometry import Geometry
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-#: rows per shard: at 2 MB a row a shard is 64 MB, and a killed job repeats at most so many volumes
-SHARD_SIZE = 32
+#: bytes per shard, which a job holds in memory: 32 rows of 32x256x256 uint8, of a larger geometry fewer
+SHARD_BYTES = 2**26
+#: most rows per shard: a killed job repeats at most so many volumes
+MOST_ROWS = 32
 
 
 class StaleCacheError(ImagingError):
@@ -39,21 +45,23 @@ class Fingerprint:
         size: bytes, over all files of a folder.
         modified: time of the latest change in ns.
         sha256: digest of the content, over all files of a folder in the order of their names.
+        reading: digest of the options it was read with (`reading_digest`).
     """
 
     size: int
     modified: int
     sha256: str
+    reading: str = ""
 
     @classmethod
-    def of(cls, source: Path) -> Fingerprint:
+    def of(cls, source: Path, reading: str = "") -> Fingerprint:
         """Take the fingerprint of a file or of a folder (all files in it)."""
         digest = hashlib.sha256()
         files = _files(source)
         for file in files:
             with file.open("rb") as handle:
                 digest.update(hashlib.file_digest(handle, "sha256").digest())
-        return cls(*_stat(files), sha256=digest.hexdigest())
+        return cls(*_stat(files), sha256=digest.hexdigest(), reading=reading)
 
     def still_fits(self, source: Path) -> bool:
         """Say whether the source is unchanged: by size and time, and by its content where only the time differs."""
@@ -61,6 +69,13 @@ class Fingerprint:
         if size != self.size:
             return False
         return modified == self.modified or Fingerprint.of(source).sha256 == self.sha256
+
+
+def reading_digest(options: Mapping[str, Any]) -> str:
+    """Return 16 hex digits over the options of `read_volume` (a series UID among them stays unreadable); "" for none."""
+    if not options:
+        return ""
+    return hashlib.sha256(json.dumps(dict(options), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def key_of(source: PathLike, root: PathLike | None) -> str:
@@ -77,20 +92,28 @@ class CacheWriter:
     Args:
         folder: made if absent.
         geometry: what the arrays were prepared with.
-        shard_size: rows per shard.
+        shard_size: rows per shard; default: `SHARD_BYTES`, at most `MOST_ROWS`.
 
     Raises:
         GeometryError: if the folder holds a cache of another geometry.
+        ImagingError: if another job is writing to the folder.
     """
 
-    def __init__(self, folder: PathLike, geometry: Geometry, shard_size: int = SHARD_SIZE) -> None:
+    def __init__(self, folder: PathLike, geometry: Geometry, shard_size: int | None = None) -> None:
         self.folder = Path(folder)
         self.geometry = geometry
-        self.shard_size = shard_size
+        shape = (geometry.channels, *geometry.size)
+        row_bytes = math.prod(shape) * np.dtype(geometry.dtype).itemsize
+        self.shard_size = shard_size or min(max(SHARD_BYTES // row_bytes, 1), MOST_ROWS)
         self.known: dict[str, Fingerprint] = {}
-        self._rows: list[np.ndarray] = []
+        self._rows = np.empty((self.shard_size, *shape), geometry.dtype)  # of the unfinished shard, as many as keys
         self._keys: list[str] = []
         self._shard = 0
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle = _lock(self.folder)
+        self._unlock = weakref.finalize(self, os.close, handle) if handle is not None else lambda: None
+        for left_behind in self.folder.glob(".[0-9]*.*"):  # half-written files of a job that was killed
+            left_behind.unlink()
         if (self.folder / MANIFEST).exists():
             geometry.check_same(read_json(self.folder / MANIFEST)["geometry_hash"], f"The cache {self.folder}")
             self._continue()
@@ -107,19 +130,19 @@ class CacheWriter:
         if self.known.get(key) == fingerprint:
             raise ImagingError(f"The cache already holds the key {key} of this very source.")
         self.known[key] = fingerprint
+        self._rows[len(self._keys)] = array
         self._keys.append(key)
-        self._rows.append(np.ascontiguousarray(array))
-        if len(self._rows) == self.shard_size:
+        if len(self._keys) == self.shard_size:
             self.flush()
-            self._shard, self._rows, self._keys = self._shard + 1, [], []
+            self._shard, self._keys = self._shard + 1, []
 
     def flush(self) -> None:
         """Write the rows of the unfinished shard, so that nothing is lost from here on."""
-        if not self._rows:
+        if not self._keys:
             return
         name = self.folder / f"shard-{self._shard:05d}"
         with atomic(name.with_suffix(".npy")) as temporary:
-            np.save(temporary, np.stack(self._rows))
+            np.save(temporary, self._rows[: len(self._keys)])
         # The list of keys comes last: a shard without one was not finished and is written again.
         write_json(
             name.with_suffix(".json"), [{"key": key, **asdict(self.known[key])} for key in self._keys], indent=None
@@ -129,6 +152,7 @@ class CacheWriter:
         """Write the unfinished shard and the manifest, with `facts` about the job in it."""
         self.flush()
         self._write_manifest(dict(facts or {}))
+        self._unlock()
 
     def _write_manifest(self, facts: dict[str, Any]) -> None:
         write_json(
@@ -151,7 +175,8 @@ class CacheWriter:
             self._shard = number + 1
             if len(rows) < self.shard_size:  # only the last one can be; it is filled up
                 self._shard, self._keys = number, keys
-                self._rows = list(np.load(_shard_name(self.folder, number)))
+                # A job killed between the two files of a shard leaves more rows than keys; those are made again.
+                self._rows[: len(keys)] = np.load(_shard_name(self.folder, number), mmap_mode="r")[: len(keys)]
 
 
 class CacheReader:
@@ -190,6 +215,7 @@ class CacheReader:
                 self._places[key], self._fingerprints[key] = (number, index), Fingerprint(**row)
         self._arrays: dict[int, np.ndarray] = {}
         self._fresh: set[str] = set()
+        self._keys: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._places)
@@ -219,7 +245,7 @@ class CacheReader:
         Raises:
             StaleCacheError: if the source has changed since.
         """
-        key = key_of(source, self.root)
+        key = self._keys.get(str(source)) or key_of(source, self.root)
         if key not in self._places:
             return None
         if key not in self._fresh:
@@ -229,10 +255,31 @@ class CacheReader:
                     f"{path} has changed since it was cached in {self.folder}. Run `medmvl data cache` again."
                 )
             self._fresh.add(key)
+            self._keys[str(source)] = key
         return torch.from_numpy(np.array(self[key]))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": {}}
+
+
+def _lock(folder: Path) -> int | None:
+    """Return a handle that holds the folder for one writer; the system lets go when the process ends, however it ends.
+
+    Raises:
+        ImagingError: if another writer holds it.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ImagingError(
+            f"Another job is writing to the cache {folder}. Wait for it, or use another folder."
+        ) from None
+    except OSError:  # a file system without locks
+        os.close(handle)
+        return None
+    return handle
 
 
 def _shards(folder: Path) -> list[list[dict[str, Any]]]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,7 +17,7 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.errors import BytesLengthException, InvalidDicomError
 from pydicom.pixels import pixel_array
-from pydicom.uid import UID
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from medmvl.errors import ImagingError
 from medmvl.imaging.limits import check_bytes
@@ -23,8 +25,10 @@ from medmvl.imaging.limits import check_bytes
 #: what pydicom raises, sooner or later, for attributes that are not what they should be
 _MALFORMED = (
     ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, NotImplementedError, struct.error,
-    BytesLengthException,
+    BytesLengthException, zlib.error,
 )  # fmt: skip
+#: how far into a file its meta group is looked for
+_META_BYTES = 2048
 PIXEL_KEYWORDS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 
 
@@ -56,9 +60,30 @@ def open_dicom(file: Path | BinaryIO, *, label: Path | None = None, **options: A
     """
     try:
         with understanding(label or Path(str(file))):
+            _check_deflated(label or Path(str(file)))
             return pydicom.dcmread(file, force=True, **options)
     except (InvalidDicomError, OSError, EOFError, ValueError, KeyError, AttributeError, NotImplementedError) as error:
         raise ImagingError(f"{label or file} is not a whole DICOM file: {brief(error)}.") from error
+
+
+def _check_deflated(path: Path) -> None:
+    """Inflate a file of the deflated transfer syntax without keeping anything, before pydicom does so at one go.
+
+    Raises:
+        ImagingError: if its data set is larger than the limit.
+    """
+    with path.open("rb") as handle:
+        head = handle.read(_META_BYTES)
+        if DeflatedExplicitVRLittleEndian.encode() not in head or head[128:132] != b"DICM":
+            return
+        # The group length element comes first in the meta group: (0002,0000) UL 4.
+        handle.seek(128 + 4 + 12 + int.from_bytes(head[140:144], "little"))
+        inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while block := inflater.unconsumed_tail or handle.read(2**16):
+            size += len(inflater.decompress(block, 2**20))
+            check_bytes(size, path)
+            if inflater.eof:
+                return
 
 
 @contextmanager
@@ -74,7 +99,8 @@ def understanding(path: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except _MALFORMED as error:
-        raise ImagingError(f"{path}: a DICOM attribute cannot be understood: {brief(error)}.") from error
+        reason = re.sub(r"'[^']*'", "'...'", brief(error))  # the value of an attribute: names may be among them
+        raise ImagingError(f"{path}: a DICOM attribute cannot be understood: {reason}.") from error
     finally:
         logger.disabled = was
 
@@ -90,7 +116,7 @@ def decode(dataset: Dataset, path: Path, index: int | None, max_bytes: int | Non
     """
     if not any(keyword in dataset for keyword in PIXEL_KEYWORDS):
         kind = str(dataset.get("Modality", "")) or "unknown modality"
-        raise ImagingError(f"{path} is a DICOM file without pixels ({kind}).")
+        raise ImagingError(f"{path} is a DICOM file without pixels ({kind}), or truncated.")
     for keyword in ("Rows", "Columns", "BitsAllocated", "PhotometricInterpretation"):
         if dataset.get(keyword) in (None, ""):
             raise ImagingError(f"{path} has pixels but no {keyword}: they cannot be decoded.")

@@ -11,6 +11,7 @@ import numpy as np
 from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 from pydicom.tag import Tag
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 
 from medmvl.imaging.dicom import floats, frame_count, looks_like_dicom, number, open_dicom
 from medmvl.imaging.dicom_image import functional_group
@@ -24,7 +25,11 @@ _KEYWORDS = [
 ]  # fmt: skip
 
 _TAGS = [Tag(tag_for_keyword(keyword) or 0) for keyword in _KEYWORDS]
-_POSITION, _UID = Tag("ImagePositionPatient"), Tag("SOPInstanceUID")
+_POSITION, _INSTANCE = Tag("ImagePositionPatient"), Tag("SOPInstanceUID")
+#: modalities of documents, which have no pixels whatever their class says
+_TEXT = ("SR", "KO", "PR", "DOC", "REG", "RTSTRUCT", "RTPLAN", "ECG")
+#: how far direction cosines may be from unit length and from a right angle: some writers keep two digits
+_COSINES = 0.02
 #: transfer syntaxes whose pixels lie in the file as they are in memory -> bytes before their length field
 _PLAIN = {"1.2.840.10008.1.2": 4, "1.2.840.10008.1.2.1": 8}
 
@@ -75,12 +80,14 @@ class Header:
     Attributes:
         dataset: its attributes without pixels (of the first file, where many say the same).
         left_out: why it is no slice of a volume, or None.
+        damaged: what is wrong with an image that is not whole, else "".
         slices: a Slice per frame; None for a frame that does not say where it lies.
     """
 
     dataset: Dataset
     left_out: str | None
     slices: tuple[Slice | None, ...]
+    damaged: str = ""
 
 
 class HeaderReader:
@@ -106,7 +113,9 @@ class HeaderReader:
             start = handle.tell()
             head = handle.read(12)
         syntax = str(getattr(getattr(dataset, "file_meta", None), "TransferSyntaxUID", ""))
-        same = tuple((tag, item.value) for tag, item in dataset.items() if tag not in (_POSITION, _UID))
+        if not head and syntax != DeflatedExplicitVRLittleEndian and _is_image(dataset):
+            return Header(dataset, "that end before their pixels", (), "is truncated: it ends before its pixels")
+        same = tuple((tag, item.value) for tag, item in dataset.items() if tag not in (_POSITION, _INSTANCE))
         undecoded = all(isinstance(value, bytes | str | None) for _, value in same)
         signature = (syntax, same) if undecoded else None
         known = self._known.get(signature) if signature is not None else None
@@ -117,7 +126,7 @@ class HeaderReader:
         dtype = "<i2" if int(dataset.get("PixelRepresentation") or 0) else "<u2"
         offset = _place_of_pixels(syntax, size, start, head)
         slices = () if left_out else tuple(_slices_of(dataset, path, None if offset is None else (offset, dtype)))
-        header = Header(dataset, left_out, slices)
+        header = Header(dataset, left_out, slices, "" if left_out else _lacking_frames(dataset))
         if signature is not None and len(slices) == 1 and slices[0] is not None and slices[0].frame is None:
             self._known[signature] = (header, size)
         return header
@@ -130,7 +139,7 @@ def _like(known: Header, dataset: Dataset, path: Path, offset: int | None) -> He
     if position is None or template is None:
         return Header(dataset, None, (None,))
     raw = None if offset is None or template.raw is None else (offset, template.raw[1])
-    uid = dataset[_UID].value if _UID in dataset else path.name
+    uid = dataset[_INSTANCE].value if _INSTANCE in dataset else path.name
     place = (position[0], position[1], position[2])
     return Header(known.dataset, None, (replace(template, path=path, uid=f"{uid}#0", position=place, raw=raw),))
 
@@ -162,11 +171,43 @@ def _not_a_slice(dataset: Dataset) -> str | None:
     return None
 
 
+def _lacking_frames(dataset: Dataset) -> str:
+    """Say so if a file describes some of its frames and not all."""
+    described = len(dataset.get("PerFrameFunctionalGroupsSequence") or ())
+    frames = frame_count(dataset)
+    return f"describes {described} of its {frames} frames" if 0 < described < frames else ""
+
+
+def _is_image(dataset: Dataset) -> bool:
+    """Say whether a file is an image by its class, or does not get as far as saying what it is."""
+    if not len(dataset):  # it ends in its meta header
+        return True
+    if dataset.get("Modality") in _TEXT:
+        return False
+    said = getattr(dataset, "file_meta", {}).get("MediaStorageSOPClassUID") or dataset.get("SOPClassUID")
+    return said is None or "Image Storage" in UID(str(said)).name
+
+
+def _directions(value: object) -> tuple[float, ...] | None:
+    """The direction cosines of a row and of a column as unit vectors, None if they are not a right angle."""
+    numbers = floats(value, 6)
+    if numbers is None:
+        return None
+    row, column = np.asarray(numbers[:3]), np.asarray(numbers[3:])
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if max(abs(length - 1) for length in lengths) > _COSINES or abs(float(row @ column)) > _COSINES:
+        return None
+    return tuple(float(v) for v in (*row / lengths[0], *column / lengths[1]))
+
+
 def _slices_of(dataset: Dataset, path: Path, raw: tuple[int, str] | None) -> Iterator[Slice | None]:
     """Yield a Slice per frame, None for one that does not say where it lies."""
     frames = frame_count(dataset)
     enhanced = frames > 1 or "PerFrameFunctionalGroupsSequence" in dataset
-    for index in range(frames):
+    described = len(dataset.get("PerFrameFunctionalGroupsSequence") or ()) if frames > 1 else 1
+    if described < frames:  # a film, or a number that is not true
+        yield None
+    for index in range(min(frames, described)):
         where, turned, measures, values = (
             (functional_group(dataset, index, name) or dataset) if enhanced else dataset
             for name in (
@@ -177,7 +218,7 @@ def _slices_of(dataset: Dataset, path: Path, raw: tuple[int, str] | None) -> Ite
             )
         )
         position = floats(where.get("ImagePositionPatient"), 3)
-        orientation = floats(turned.get("ImageOrientationPatient"), 6)
+        orientation = _directions(turned.get("ImageOrientationPatient"))
         spacing = floats(measures.get("PixelSpacing"), 2)
         if position is None or orientation is None or spacing is None or min(spacing) <= 0:
             yield None
@@ -196,5 +237,10 @@ def _slices_of(dataset: Dataset, path: Path, raw: tuple[int, str] | None) -> Ite
             intercept=number(values.get("RescaleIntercept"), 0.0),
             raw=None if enhanced else raw,
             acquisition=str(dataset.get("AcquisitionNumber", "")),
-            group=(str(dataset.get("SeriesInstanceUID", "")), int(dataset.Rows), int(dataset.Columns), *spacing),
+            group=(
+                str(dataset.get("SeriesInstanceUID", "")),
+                int(dataset.Rows),
+                int(dataset.Columns),
+                *(f"{mm:.4g}" for mm in spacing),  # decimal strings: the same spacing may be written to more digits
+            ),
         )

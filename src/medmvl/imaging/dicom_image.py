@@ -13,6 +13,7 @@ from medmvl.errors import ImagingError
 from medmvl.imaging.dicom import brief, decode, floats, frame_count, number, open_dicom, understanding
 from medmvl.imaging.image import Image
 from medmvl.imaging.pictures import choose_frame
+from medmvl.imaging.rescale import check_rescale
 from medmvl.imaging.windows import VoiFunction, VoiLut, Window
 
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
@@ -84,6 +85,7 @@ def _rescale_of(dataset: Dataset, index: int) -> Dataset:
 
 def _rescaled(stored: np.ndarray, rescale: Dataset, path: Path, history: list[str]) -> np.ndarray:
     slope, intercept = number(rescale.get("RescaleSlope"), 1.0), number(rescale.get("RescaleIntercept"), 0.0)
+    check_rescale(slope, intercept, path)
     has_table = bool(rescale.get("ModalityLUTSequence"))
     if not has_table and (slope, intercept) == (1.0, 0.0):
         return stored

@@ -10,6 +10,7 @@ from medmvl.errors import ImagingError
 from medmvl.imaging.dicom import decode, open_dicom
 from medmvl.imaging.dicom_headers import Slice
 from medmvl.imaging.dicom_scan import Series
+from medmvl.imaging.rescale import check_rescale
 
 _INT16 = np.iinfo(np.int16)
 #: what "no measurement here" becomes in a CT: a little below air, as scanners pad
@@ -22,6 +23,8 @@ def load_slices(slices: list[Slice], series: Series, path: Path, history: list[s
     Raises:
         ImagingError: naming the file that is truncated or cannot be decoded.
     """
+    for item in slices:
+        check_rescale(item.slope, item.intercept, item.path)
     whole = all(item.slope.is_integer() and item.intercept.is_integer() for item in slices)
     reader = _Reader(series, path)
     shape = (len(slices), series.rows, series.columns)
@@ -30,7 +33,8 @@ def load_slices(slices: list[Slice], series: Series, path: Path, history: list[s
         array = np.empty(shape, dtype=np.float32)
         for target, item in zip(array, slices, strict=True):
             stored = reader.read(item)
-            target[...] = stored.astype(np.float64) * item.slope + item.intercept
+            with np.errstate(over="ignore"):  # infinite values are counted and refused afterwards
+                target[...] = stored.astype(np.float64) * item.slope + item.intercept
             _pad(target, stored, series)
     rescales = {(item.slope, item.intercept) for item in slices}
     slope, intercept = next(iter(rescales))

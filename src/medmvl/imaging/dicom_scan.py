@@ -53,24 +53,38 @@ class Series:
         return ("sagittal", "coronal", "axial")[int(np.abs(self.slices[0].normal).argmax())]
 
 
+@dataclass(frozen=True)
+class Scan:
+    """What lies in a folder.
+
+    Attributes:
+        series: those with at least one positioned slice, largest first.
+        left_out: one sentence per kind of file left out.
+        damaged: images that are not whole, what is wrong, and the series UIDs they name ("" if not even that).
+    """
+
+    series: list[Series]
+    left_out: list[str]
+    damaged: list[tuple[Path, str, str]]
+
+
 def list_series(path: Path | str) -> list[Series]:
     """Return the series in a DICOM folder (or file) that can be volumes, the largest first."""
-    return scan(Path(path))[0]
+    return scan(Path(path)).series
 
 
-def scan(path: Path) -> tuple[list[Series], list[str]]:
-    """Read all headers below `path`.
-
-    Returns:
-        the series with at least one positioned slice, largest first; and one sentence per kind of file left out.
-    """
+def scan(path: Path) -> Scan:
+    """Read all headers below `path`."""
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
     groups: dict[tuple[object, ...], list[tuple[Slice, Dataset]]] = defaultdict(list)
     left_out: Counter[str] = Counter()
+    damaged: list[tuple[Path, str, str]] = []
     reader = HeaderReader()
     for file in files:
         with understanding(file):
             header = reader.read(file)
+            if header is not None and header.damaged:
+                damaged.append((file, header.damaged, str(header.dataset.get("SeriesInstanceUID", ""))))
         if header is None or header.left_out:
             left_out["not DICOM" if header is None else str(header.left_out)] += 1
             continue
@@ -82,15 +96,27 @@ def scan(path: Path) -> tuple[list[Series], list[str]]:
     with understanding(path):
         series = [part for members in groups.values() for part in _series_of(members)]
     series.sort(key=lambda s: -len(s.slices))
-    return series, [f"left out: {count} file(s) or frame(s) {reason}" for reason, count in sorted(left_out.items())]
+    sentences = [f"left out: {count} file(s) or frame(s) {reason}" for reason, count in sorted(left_out.items())]
+    return Scan(series, sentences, damaged)
 
 
-def choose_series(found: list[Series], wanted: str | None, path: Path, left_out: list[str]) -> Series:
-    """Return the series that is meant.
+def choose_series(found: Scan, wanted: str | None, path: Path) -> Series:
+    """Return the series that is meant; files that are damaged and may belong to it are not passed over.
 
     Raises:
-        ImagingError: listing the candidates, if there is none, or several and no rule or UID chooses one.
+        ImagingError: listing the candidates, if there is none, or several and no rule or UID chooses one; naming a
+            damaged file.
     """
+    chosen = _choose(found.series, wanted, path, found.left_out)
+    for file, fault, uid in found.damaged:
+        if uid == "" or chosen.uid.startswith(uid):
+            raise ImagingError(
+                f"{file} {fault}, and it may belong to the series. Get it again, or take it out of the folder."
+            )
+    return chosen
+
+
+def _choose(found: list[Series], wanted: str | None, path: Path, left_out: list[str]) -> Series:
     if not found:
         detail = f" ({'; '.join(left_out)})" if left_out else ""
         raise ImagingError(f"{path} holds no DICOM slices that make a volume{detail}.")

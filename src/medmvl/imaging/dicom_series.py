@@ -16,7 +16,7 @@ from medmvl.errors import ImagingError
 from medmvl.imaging.dicom import understanding
 from medmvl.imaging.dicom_headers import Slice
 from medmvl.imaging.dicom_pixels import load_slices
-from medmvl.imaging.dicom_scan import Series, choose_series, scan
+from medmvl.imaging.dicom_scan import Scan, Series, choose_series, scan
 from medmvl.imaging.limits import check_bytes
 from medmvl.imaging.orientation import AXIAL, obliquity
 from medmvl.imaging.units import decide_units
@@ -28,6 +28,8 @@ Gaps = Literal["refuse", "fill", "keep"]
 SAME_PLACE = 1e-3
 #: a step that differs from the usual one by more than this share of it is irregular
 IRREGULAR = 0.05
+#: a step is that of missing slices if it is so close to a multiple of the usual one, in usual steps
+WHOLE_STEPS = 0.1
 #: degrees between the stacking direction and the slice normal, from which a gantry tilt is reported
 TILTED = 0.5
 
@@ -53,14 +55,16 @@ def read_dicom_volume(
     """
     if gaps not in ("refuse", "fill", "keep"):
         raise ImagingError(f"gaps={gaps!r} is not known. Use 'refuse', 'fill' or 'keep'.")
-    found, left_out = scan(path)
-    chosen = choose_series(found, series, path, left_out)
-    history = [f"read DICOM series {chosen.describe()}", *left_out]
+    found = scan(path)
+    chosen = choose_series(found, series, path)
+    history = [f"read DICOM series {chosen.describe()}", *found.left_out]
+    strays = _strays(chosen, found)
     slices, positions = _ordered(chosen, path, history)
     targets, warnings = _regular(positions, gaps, path, history)
     check_bytes(chosen.voxel_count * 4, path, max_bytes)
     with understanding(path):
         array = load_slices(slices, chosen, path, history)
+    warnings += [*strays, *_straight(slices, positions, gaps, path)]
     if targets is not None:
         array = _interpolate(array, positions, targets)
         positions = targets
@@ -96,6 +100,14 @@ def read_dicom_volume(
     return volume
 
 
+def _strays(chosen: Series, found: Scan) -> list[str]:
+    """Warn of slices of the same series UID that do not belong to the volume."""
+    count = sum(len(other.slices) for other in found.series if other is not chosen and other.uid == chosen.uid)
+    if not count:
+        return []
+    return [f"{count} slice(s) of the series with another orientation, matrix or spacing left out"]
+
+
 def _ordered(series: Series, path: Path, history: list[str]) -> tuple[list[Slice], np.ndarray]:
     """Slices by position along their normal (mm), equal copies of a slice dropped."""
     normal = series.slices[0].normal
@@ -125,6 +137,26 @@ def _ordered(series: Series, path: Path, history: list[str]) -> tuple[list[Slice
     return [slices[i] for i in kept], positions[kept]
 
 
+def _straight(slices: list[Slice], positions: np.ndarray, gaps: Gaps, path: Path) -> list[str]:
+    """Judge whether the slices lie on a line (a tilted gantry's do); one that is moved sideways would be read in place.
+
+    Raises:
+        ImagingError: if a slice lies more than a pixel off, unless it is asked to keep them as they are.
+    """
+    places = np.array([item.position for item in slices])
+    share = (positions - positions[0]) / (positions[-1] - positions[0])
+    off = np.linalg.norm(places - places[0] - share[:, None] * (places[-1] - places[0]), axis=1)
+    worst = int(off.argmax())
+    if off[worst] <= max(slices[0].spacing):
+        return []
+    found = f"the slices do not lie on a line: the one at {positions[worst]:.2f} mm is {off[worst]:.1f} mm off sideways"
+    if gaps != "keep":
+        raise ImagingError(
+            f"{path}: {found}. Get the whole series, or read it with gaps='keep' (leave them as they are)."
+        )
+    return [f"{found}; left as they are"]
+
+
 def _regular(positions: np.ndarray, gaps: Gaps, path: Path, history: list[str]) -> tuple[np.ndarray | None, list[str]]:
     """Judge the steps between slices.
 
@@ -136,10 +168,12 @@ def _regular(positions: np.ndarray, gaps: Gaps, path: Path, history: list[str]) 
     odd = np.abs(steps - usual) > IRREGULAR * usual
     if not odd.any():
         return None, []
-    missing = [round(step / usual) - 1 for step in steps[odd]]
+    ratios = steps[odd] / usual
+    missing = np.rint(ratios).astype(int) - 1
+    whole = bool((missing > 0).all() and (np.abs(ratios - np.rint(ratios)) <= WHOLE_STEPS).all())
     where = ", ".join(f"{positions[i]:.2f} -> {positions[i + 1]:.2f}" for i in np.flatnonzero(odd)[:8])
     count = int(odd.sum())
-    what = f"{sum(missing)} slices are missing" if min(missing) > 0 else "the slices are not evenly spaced"
+    what = f"{missing.sum()} slice(s) are missing" if whole else "the slices are not evenly spaced"
     found = (
         f"{what}: the usual step is {usual:.3g} mm, {count} step(s) differ (mm: {where}{', ...' if count > 8 else ''})"
     )

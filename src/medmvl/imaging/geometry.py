@@ -191,6 +191,7 @@ class Geometry(BaseModel):
             finish=(lambda plane: intensity.apply(plane[0])) if late else (lambda plane: plane),
             out=out,
         )
+        self._check_constant(out, oriented.array)
         return Prepared(
             torch.from_numpy(out), self._out_spacing(oriented, plan), box, self._story(oriented, plan), self.hash
         )
@@ -205,6 +206,17 @@ class Geometry(BaseModel):
             raise GeometryError(
                 f"Geometry {self.name!r} resamples to {self.spacing} mm and the volume's spacing is unknown. "
                 "Read it with spacing=(z, y, x) in mm."
+            )
+
+    def _check_constant(self, out: np.ndarray, array: np.ndarray) -> None:
+        """Refuse a result without any contrast; but a crop to a single foreground voxel is one, and the reference's."""
+        if any(channel.min() < channel.max() for channel in out):
+            return
+        low, high = value_range(array)
+        if low == high or self.crop == "none":
+            raise GeometryError(
+                f"Geometry {self.name!r} makes a constant of the volume, whose values run from {low:g} to {high:g}. "
+                "Is this a scan, and is it in Hounsfield units?"
             )
 
     def _box(self, array: np.ndarray, intensity: Intensity) -> Box:

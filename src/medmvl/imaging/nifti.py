@@ -11,23 +11,27 @@ from typing import Any, BinaryIO
 import nibabel as nib
 import numpy as np
 from isal import igzip, isal_zlib
+from nibabel.imageglobals import LoggingOutputSuppressor
 from nibabel.spatialimages import HeaderDataError
 
 from medmvl.errors import ImagingError
 from medmvl.imaging.limits import check_bytes, check_deflate_ratio
-from medmvl.imaging.orientation import AXIAL, obliquity
+from medmvl.imaging.nifti_place import place, sides_stated
+from medmvl.imaging.orientation import AXIAL
 from medmvl.imaging.rescale import check_rescale, rescale
 from medmvl.imaging.units import AIR_BELOW, decide_units
 from medmvl.imaging.volume import Units, Volume, check_finite, check_spacing
 
 _HEADERS = {348: nib.Nifti1Header, 540: nib.Nifti2Header}
 #: what the inflater, the header parser and the file system raise for a damaged file
-_BROKEN: tuple[Any, ...] = (OSError, EOFError, zlib.error, isal_zlib.error, HeaderDataError, ValueError)
+_BROKEN: tuple[Any, ...] = (
+    OSError, EOFError, zlib.error, isal_zlib.error, HeaderDataError, ValueError, OverflowError, KeyError, TypeError,
+)  # fmt: skip
 #: bytes inflated at a time; asked for more, isal works in buffers that leave the processor's cache (2.5 times slower)
 _PIECE = 2**17
 _GZIP_MAGIC = b"\x1f\x8b"
-#: mm per unit of the header's xyzt_units
-_MM = {"unknown": 1.0, "mm": 1.0, "meter": 1000.0, "micron": 0.001}
+#: bytes between header and voxels that extensions may take
+_MOST_EXTENSIONS = 2**26
 
 
 def read_nifti(
@@ -38,6 +42,7 @@ def read_nifti(
     intercept: float | None,
     already_rescaled: bool | None,
     spacing: Sequence[float] | None,
+    orientation: str | None,
     max_bytes: int | None,
 ) -> Volume:
     """Read a NIfTI file into the standard axial view SPL (a view: nothing is interpolated).
@@ -47,18 +52,18 @@ def read_nifti(
         already_rescaled: what to do if the values look as if that rescale was done: True: leave them, False: apply it
             all the same, None: ask, by an error.
         spacing: (z, y, x) mm of the axial view, instead of the header's.
+        orientation: sides towards which the file's axes (k, j, i) grow, instead of the header's.
 
     Raises:
-        ImagingError: for a truncated or foreign file, 4-D data, unknown units, absurd spacing, NaN, too large a file.
+        ImagingError: for a truncated or foreign file, 4-D data, unknown units, absurd spacing, NaN, too large a file, or a
+            header whose two orientations name other sides.
     """
     compressed = _is_gzip(path)
     try:
-        with igzip.open(path, "rb") if compressed else path.open("rb") as stream:
+        with LoggingOutputSuppressor(), igzip.open(path, "rb") if compressed else path.open("rb") as stream:
             header = _read_header(stream, path)
             shape = _shape(header, path)
-            dtype = header.get_data_dtype()
-            if dtype.kind not in "iuf":
-                raise ImagingError(f"{path} holds values of type {dtype}; a volume holds real numbers.")
+            dtype = _dtype(header, path)
             wanted = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
             check_bytes(wanted, path, max_bytes)
             if compressed:
@@ -78,13 +83,14 @@ def read_nifti(
         raise ImagingError(f"{path}: {error}") from None
     given = slope is not None or intercept is not None or already_rescaled
     decided, reason = decide_units(values, "HU" if units is None and given else units, path)
+    affine, warnings = place(header, path, shape, spacing, orientation)
     volume = Volume(
         array=values,
         units=decided,
-        affine=_affine(header, path, known=spacing is not None),
-        sides_known=_sides_stated(header),
+        affine=affine,
+        sides_known=orientation is not None or sides_stated(header),
         history=(*history, reason),
-        warnings=_warnings(header),
+        warnings=warnings,
         source="nifti",
     )
     volume = volume.to_orientation(AXIAL)
@@ -107,7 +113,8 @@ def _read_header(stream: BinaryIO, path: Path) -> nib.Nifti1Header:
             block = first + stream.read(size - 4)
             if len(block) < size:
                 raise ImagingError(f"{path} ends inside its NIfTI header: the file is truncated.")
-            header = _HEADERS[size].from_fileobj(io.BytesIO(block))
+            # nibabel's repairs are not wanted: it would make a spacing of 0 into 1 mm.
+            header = _HEADERS[size].from_fileobj(io.BytesIO(block), check=False)
             if bytes(header["magic"]).strip(b"\0")[:3] in (b"ni1", b"ni2"):
                 raise ImagingError(f"{path} is the header of a .hdr/.img pair. Convert it to one .nii.gz file.")
             return header
@@ -124,12 +131,22 @@ def _shape(header: nib.Nifti1Header, path: Path) -> tuple[int, int, int]:
     return trimmed[0], trimmed[1], trimmed[2]
 
 
+def _dtype(header: nib.Nifti1Header, path: Path) -> np.dtype:
+    try:
+        dtype = header.get_data_dtype()
+    except (HeaderDataError, KeyError):
+        raise ImagingError(f"{path} has the unknown NIfTI data type {int(header['datatype'])}.") from None
+    if dtype.kind not in "iuf":
+        raise ImagingError(f"{path} holds values of type {dtype}; a volume holds real numbers.")
+    return dtype
+
+
 def _inflate(
     stream: BinaryIO, header: nib.Nifti1Header, shape: tuple[int, int, int], dtype: np.dtype, path: Path
 ) -> np.ndarray:
     """Decompress the voxels into one buffer of their exact size; returns (k, j, i)."""
-    skip = int(header.get_data_offset()) - header.sizeof_hdr
-    if skip < 0 or len(stream.read(skip)) < skip:
+    skip = _offset(header, path) - header.sizeof_hdr
+    if len(stream.read(skip)) < skip:
         raise ImagingError(f"{path} ends before its voxels begin: the file is truncated.")
     buffer = np.empty(int(np.prod(shape, dtype=np.int64)), dtype=dtype)
     view = buffer.data.cast("B")
@@ -143,8 +160,18 @@ def _inflate(
     return _native(buffer.reshape(shape[::-1]))
 
 
-def _map(path: Path, header: nib.Nifti1Header, shape: tuple[int, int, int], dtype: np.dtype, wanted: int) -> np.ndarray:
+def _offset(header: nib.Nifti1Header, path: Path) -> int:
+    """Where the voxels begin; behind the header, and extensions are small."""
     offset = int(header.get_data_offset())
+    if not header.sizeof_hdr <= offset <= header.sizeof_hdr + _MOST_EXTENSIONS:
+        raise ImagingError(
+            f"{path} says that its voxels begin at byte {offset}, which cannot be right: damaged header."
+        )
+    return offset
+
+
+def _map(path: Path, header: nib.Nifti1Header, shape: tuple[int, int, int], dtype: np.dtype, wanted: int) -> np.ndarray:
+    offset = _offset(header, path)
     size = path.stat().st_size
     if size < offset + wanted:
         raise ImagingError(f"{path} is truncated: {max(size - offset, 0):,} of {wanted:,} bytes of voxels are there.")
@@ -191,29 +218,3 @@ def _apply_given_rescale(
         return values
     history.append(f"given slope {slope:g} and intercept {intercept:g} applied")
     return rescale(values, slope, intercept)
-
-
-def _affine(header: nib.Nifti1Header, path: Path, *, known: bool) -> np.ndarray:
-    """Affine of the (k, j, i) array in mm."""
-    affine = np.asarray(header.get_best_affine(), dtype=np.float64)[:, [2, 1, 0, 3]].copy()
-    affine[:3] *= _MM.get(header.get_xyzt_units()[0], 1.0)
-    lengths = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or (lengths == 0).any():
-        if not known:
-            raise ImagingError(
-                f"{path}: the header's affine is not usable (voxel sizes {tuple(lengths)}). "
-                "Give the true spacing with spacing=(z, y, x) in mm."
-            )
-        return np.diag([-1.0, -1.0, 1.0, 1.0])[:, [2, 1, 0, 3]]
-    return affine
-
-
-def _sides_stated(header: nib.Nifti1Header) -> bool:
-    return int(header["sform_code"]) > 0 or int(header["qform_code"]) > 0
-
-
-def _warnings(header: nib.Nifti1Header) -> tuple[str, ...]:
-    if not _sides_stated(header):
-        return ("the header states no orientation (sform and qform codes 0): patient sides are assumed",)
-    angle = obliquity(np.asarray(header.get_best_affine()))
-    return (f"oblique by {angle:.1f} degrees to the patient axes",) if angle > 1 else ()

@@ -65,7 +65,8 @@ def read_volume(
         path: a DICOM series folder, an enhanced multi-frame DICOM file, .nii, .nii.gz, .npy, .npz, .nrrd or .mha.
         units: "HU" or "arbitrary", where the file does not tell; None: decide from the file and its values, or ask.
         spacing: (z, y, x) mm, where the file has none or a wrong one.
-        orientation: sides of an array file's axes, e.g. "SPL"; other files know their own.
+        orientation: sides of an array file's axes (D, H, W), e.g. "SPL"; of a NIfTI file's (k, j, i) where its header is
+            wrong or contradicts itself. Other files know their own.
         slope, intercept: a rescale to HU that a NIfTI file lacks (CT-RATE: from its metadata csv).
         already_rescaled: the answer to "the values look rescaled already": True leave, False apply.
         series: which DICOM series of a folder with several: its UID (or the end of it), "largest", "thinnest",
@@ -93,6 +94,7 @@ def read_volume(
             intercept=intercept,
             already_rescaled=already_rescaled,
             spacing=spacing,
+            orientation=orientation,
             max_bytes=max_bytes,
         )
     raise ImagingError(
@@ -132,7 +134,9 @@ def _existing(path: PathLike) -> Path:
 
 def _refuse_foreign_options(kind: Kind, file: Path, **options: object) -> None:
     """An option that would be ignored is a misunderstanding, and is said so."""
-    allowed = {"dicom": {"series"}, "numpy": {"orientation"}, "nifti": {"slope", "intercept"}}.get(kind, set())
+    allowed = {"dicom": {"series"}, "numpy": {"orientation"}, "nifti": {"slope", "intercept", "orientation"}}.get(
+        kind, set()
+    )
     for name, value in options.items():
         if value is not None and name not in allowed:
             raise ImagingError(f"{file} is read as {kind}, for which {name}= has no meaning. Leave it out.")

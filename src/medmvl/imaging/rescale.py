@@ -36,5 +36,6 @@ def rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
             return shifted
     scaled = np.empty(stored.shape, dtype=np.float32)
     for source, target in zip(stored, scaled, strict=True):
-        target[...] = source.astype(np.float64) * slope + intercept
+        with np.errstate(over="ignore"):  # infinite values are counted and refused by the reader
+            target[...] = source.astype(np.float64) * slope + intercept
     return scaled

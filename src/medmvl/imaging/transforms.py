@@ -58,7 +58,7 @@ def foreground_box(array: np.ndarray, is_foreground: Callable[[np.ndarray], np.n
     # A few slices give most of the box; then only what lies outside of it is looked at in all slices.
     few = inner[np.unique(np.linspace(0, len(inner) - 1, _SAMPLED_SLICES).astype(int))].max(axis=0)
     rows = _widen(_span(is_foreground(few.max(axis=1))), inner, 1, is_foreground)
-    columns = _widen(_span(is_foreground(few.max(axis=0))), inner, 2, is_foreground)
+    columns = _widen(_span(is_foreground(few.max(axis=0))), inner[:, slice(*rows)], 2, is_foreground)
     spans = [(first, last + 1), rows, columns]
     start, stop = [0, 0, 0], [0, 0, 0]
     for (low, high), axis, back, length in zip(spans, order, turned, view.shape, strict=True):
@@ -207,13 +207,13 @@ def _offset(resampled: int, size: int) -> int:
 def _widen(
     span: tuple[int, int], array: np.ndarray, axis: int, is_foreground: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[int, int]:
-    """Widen a span along an axis of (D, H, W) by the foreground that lies before and behind it."""
-    others = tuple(a for a in range(3) if a != axis)
+    """Widen a span along axis 1 or 2 of (D, H, W) by the foreground that lies before and behind it."""
     low, high = span
     before, behind = (array[:, :low], array[:, high:]) if axis == 1 else (array[:, :, :low], array[:, :, high:])
-    if before.size and (flags := is_foreground(before.max(axis=others))).any():
+    # Slices first, as two reductions: numpy's reduction over both at once takes five times as long on short rows.
+    if before.size and (flags := is_foreground(before.max(axis=0).max(axis=2 - axis))).any():
         low = int(np.argmax(flags))
-    if behind.size and (flags := is_foreground(behind.max(axis=others))).any():
+    if behind.size and (flags := is_foreground(behind.max(axis=0).max(axis=2 - axis))).any():
         high += _span(flags)[1]
     return low, high
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from medmvl.data.dataset import SampleDataset
 from medmvl.data.formats import to_record
@@ -37,8 +38,9 @@ def predict_file(
 ) -> int:
     """Answer every record of a file; returns how many rows were written now.
 
-    Rows go to `out` (JSON Lines) as they come: the record plus `prediction`, and `token_ids` on request. A rerun with
-    the same `out` answers only what is missing; another model, data file or setting is refused.
+    Rows go to `out` (JSON Lines) as they come: the record plus `prediction`, `confidence` (see `Answer`), and
+    `token_ids` on request. A rerun with the same `out` answers only what is missing; another model, data file or setting
+    is refused.
 
     Args:
         model: a checkpoint folder or a loaded predictor.
@@ -52,7 +54,7 @@ def predict_file(
     options = options or GenerationOptions()
     dataset = SampleDataset(data, image_root, volume_root)
     settings = {"control": control, "options": asdict(options), "save_token_ids": save_token_ids}
-    job = _Job(Path(out), dataset, _run_facts(predictor, data, settings), on_row)
+    job = RowJob(Path(out), dataset, _run_facts(predictor, data, settings), on_row)
     donors = shuffled_media(dataset) if control == "shuffled" else None
 
     def answer(indices: Sequence[int]) -> Iterator[dict[str, Any]]:
@@ -69,7 +71,8 @@ def predict_file(
         for index, sample, found in zip(indices, samples, answers, strict=True):
             ids = {"token_ids": found.token_ids} if save_token_ids else {}
             written = dataset.sample(index)  # paths as the user wrote them
-            yield {**to_record(replace(written, answer=sample.answer)), "prediction": found.text, **ids}
+            said = {"prediction": found.text, "confidence": float(f"{found.confidence:.6g}")}
+            yield {**to_record(replace(written, answer=sample.answer)), **said, **ids}
 
     return job.run(answer, batch_size)
 
@@ -91,7 +94,7 @@ def score_file(
     """
     predictor = model if isinstance(model, Predictor) else Predictor.from_pretrained(model)
     dataset = SampleDataset(data, image_root, volume_root)
-    job = _Job(Path(out), dataset, _run_facts(predictor, data, {"score": True}), on_row)
+    job = RowJob(Path(out), dataset, _run_facts(predictor, data, {"score": True}), on_row)
 
     def score(indices: Sequence[int]) -> Iterator[dict[str, Any]]:
         samples = [_answered(dataset[index]) for index in indices]
@@ -160,7 +163,7 @@ def _answered(sample: Sample) -> Sample:
     return sample
 
 
-class _Job:
+class RowJob:
     """Writes a row per record to a file, in order, and goes on where an earlier run stopped.
 
     Args:
@@ -241,11 +244,14 @@ def _unique_ids(dataset: SampleDataset) -> list[str]:
 
 def _run_facts(predictor: Predictor, data: PathLike, settings: dict[str, Any]) -> dict[str, Any]:
     """Return what a prediction depends on, in a form that says which part differs."""
-    model = predictor.model
+    template = predictor.processor.chat_template
+    return {"model": model_digest(predictor.model), "data": sha256(data), "template": template, **settings}
+
+
+def model_digest(model: PreTrainedModel) -> str:
+    """Return what tells a model from others: its config and a few values of every tensor, not gigabytes read again."""
     digest = hashlib.sha256(model.config.to_json_string().encode())
     for name, weight in model.state_dict().items():
-        # A few values of every tensor tell two checkpoints apart without reading gigabytes again.
         digest.update(name.encode())
         digest.update(weight.flatten()[:16].float().cpu().numpy().tobytes())
-    facts = {"model": digest.hexdigest(), "data": sha256(data), "template": predictor.processor.chat_template}
-    return {**facts, **settings}
+    return digest.hexdigest()

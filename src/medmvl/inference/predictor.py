@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from PIL import Image as PILImage
 from torch import Tensor
-from transformers import TextIteratorStreamer
+from transformers import LogitsProcessorList, TextIteratorStreamer
 
 from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_ALIAS, VOLUME_PLACEHOLDER, Message, Sample
-from medmvl.errors import CheckpointError, MedMVLError, RecipeError
+from medmvl.errors import CheckpointError, RecipeError
 from medmvl.files import PathLike
+from medmvl.inference.confidence import ChosenTokens, beam_probabilities
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.processing import MedMVLProcessor
 from medmvl.processing.image2d import ImageLike
@@ -65,10 +66,18 @@ class GenerationOptions:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """An answer as text and as the generated token ids, the end token included."""
+    """An answer.
+
+    Attributes:
+        text: what a reader sees.
+        token_ids: as generated, the end token included.
+        confidence: the probability that the model gave to exactly these tokens (the product of theirs), before any
+            temperature.
+    """
 
     text: str
     token_ids: list[int]
+    confidence: float
 
 
 class Predictor:
@@ -103,13 +112,9 @@ class Predictor:
             raise CheckpointError(
                 f"{path} is not a checkpoint folder: it has no config.json. Give the folder of a model."
             )
-        target = torch.device(device) if device else _default_device()
-        if dtype not in (*_DTYPES, "auto"):
-            raise RecipeError(f"Unknown dtype {dtype!r}. Known: auto, {', '.join(_DTYPES)}.")
-        on_cpu = target.type == "cpu"
-        wanted = _DTYPES.get(dtype, torch.float32 if on_cpu else "auto")
+        target, wanted = place(device, dtype)
         model = MedMVLForConditionalGeneration.from_pretrained(path, dtype=wanted).to(target)
-        processor = load_processor(path)
+        processor = MedMVLProcessor.from_pretrained(path)
         if template is not None:
             processor.with_template(template)
         return cls(model, processor)
@@ -189,16 +194,27 @@ class Predictor:
         batch = self._to_device(self.processor.collate(encoded, padding_side="left"))
         if options.temperature > 0:
             torch.manual_seed(options.seed)
-        stops = self.stop_ids
-        sequences = self.model.generate(
+        stops, chosen = self.stop_ids, ChosenTokens()
+        beams = options.num_beams > 1
+        found = self.model.generate(
             **batch,
             **options.arguments(),
             eos_token_id=stops or None,
             pad_token_id=self.processor.tokenizer.pad_token_id,
             streamer=streamer,
+            logits_processor=LogitsProcessorList([] if beams else [chosen]),
+            return_dict_in_generate=True,
+            output_scores=beams,
         )
-        new = sequences[:, batch["input_ids"].shape[1] :].tolist()
-        return [self._answer(_until_stop(ids, stops)) for ids in new]
+        new = found.sequences[:, batch["input_ids"].shape[1] :].tolist()
+        answers = [_until_stop(ids, stops) for ids in new]
+        lengths = [len(ids) for ids in answers]
+        if beams:
+            penalty = self.model.generation_config.length_penalty
+            confidences = beam_probabilities(found.sequences_scores, lengths, penalty)
+        else:
+            confidences = chosen.probabilities(found.sequences, lengths)
+        return [self._answer(ids, confidence) for ids, confidence in zip(answers, confidences, strict=True)]
 
     @torch.inference_mode()
     def losses(self, encoded: Sequence[dict[str, Tensor]]) -> list[tuple[float, int]]:
@@ -227,8 +243,8 @@ class Predictor:
         own = (self.processor.tokenizer.eos_token_id, *self.processor.stop_token_ids)
         return sorted({token for token in (*known, *own) if token is not None})
 
-    def _answer(self, ids: list[int]) -> Answer:
-        return Answer(self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip(), ids)
+    def _answer(self, ids: list[int], confidence: float) -> Answer:
+        return Answer(self.processor.tokenizer.decode(ids, skip_special_tokens=True).strip(), ids, confidence)
 
     def _to_device(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
         return {key: value.to(self.model.device) for key, value in batch.items()}
@@ -242,28 +258,22 @@ def question(text: str, images: int, volumes: int) -> Sample:
     return Sample("(question)", (Message("user", text),))
 
 
-def load_processor(folder: PathLike) -> MedMVLProcessor:
-    """Load the processor of a checkpoint folder.
-
-    Raises:
-        CheckpointError: if its files are missing or damaged.
-    """
-    try:
-        return MedMVLProcessor.from_pretrained(str(folder), local_files_only=True)
-    except MedMVLError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"The processor in {folder} cannot be loaded: {first_line} A checkpoint needs processor_config.json, "
-            "chat_template.jinja and the tokenizer's files; copy the folder again from where it was written."
-        ) from error
-
-
 def _until_stop(ids: list[int], stops: list[int]) -> list[int]:
     """Return the ids up to and including the first stop token; what follows is padding."""
     end = next((index + 1 for index, token in enumerate(ids) if token in stops), len(ids))
     return ids[:end]
+
+
+def place(device: str | None, dtype: str) -> tuple[torch.device, Any]:
+    """Return where a model goes and what its weights are loaded as, of a user's words; see `Predictor.from_pretrained`.
+
+    Raises:
+        RecipeError: for an unknown dtype.
+    """
+    target = torch.device(device) if device else _default_device()
+    if dtype not in (*_DTYPES, "auto"):
+        raise RecipeError(f"Unknown dtype {dtype!r}. Known: auto, {', '.join(_DTYPES)}.")
+    return target, _DTYPES.get(dtype, torch.float32 if target.type == "cpu" else "auto")
 
 
 def _default_device() -> torch.device:

@@ -12,6 +12,7 @@ from medmvl.models.configuration import MedMVLConfig
 from medmvl.models.connectors import ConnectorSpec, connector_spec
 from medmvl.models.encoders import ENCODERS, EncoderModule, EncoderSpec, encoder_spec
 from medmvl.models.encoders.own import is_own_checkpoint, own_encoder, own_spec
+from medmvl.models.encoders.published import check_found, load_pretrained
 from medmvl.models.tower import TowerSpec
 
 if TYPE_CHECKING:
@@ -100,24 +101,28 @@ def from_parts(
 
 def _fill_llm(model: MedMVLForConditionalGeneration, llm: LLMSource) -> None:
     if isinstance(llm, str):
-        model.language_model = _load(AutoModelForCausalLM.from_pretrained, llm, "LLM")
+        model.language_model, missing = load_pretrained(AutoModelForCausalLM, llm)
+        check_found(model.language_model, missing, llm)
     elif isinstance(llm, PreTrainedModel):
         model.language_model = llm
     model.config.text_config = model.language_model.config
 
 
 def _fill_encoder(model: MedMVLForConditionalGeneration, modality: str, encoder: EncoderSource) -> None:
-    if isinstance(encoder, EncoderSpec | str):
+    if isinstance(encoder, EncoderSpec | str) or (module := pretrained_encoder(encoder)) is None:
         return
-    settings = dict(encoder)
+    model.towers[modality].encoder = module
+
+
+def pretrained_encoder(settings: dict[str, Any]) -> EncoderModule | None:
+    """Return the encoder with the weights that its `init_from` names; None for one that starts fresh."""
+    settings = dict(settings)
     folder = _init_from(settings)
     if folder is None:
-        return
+        return None
     if is_own_checkpoint(folder):
-        module: EncoderModule = own_encoder(folder, settings)
-    else:
-        module = ENCODERS[settings["name"]].from_pretrained(folder, **settings)[1]
-    model.towers[modality].encoder = module
+        return own_encoder(folder, settings)
+    return ENCODERS[settings["name"]].from_pretrained(folder, **settings)[1]
 
 
 def _load(loader: Any, source: str, what: str) -> Any:

@@ -9,6 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from medmvl.models.configuration import MedMVLConfig
+from medmvl.models.contrastive import DualEncoder, DualEncoderConfig
+from medmvl.models.contrastive.text import longest_text
 from medmvl.models.modeling import MedMVLForConditionalGeneration, parts
 from medmvl.models.visual_tokens import count_visual_tokens
 
@@ -54,9 +56,17 @@ def budget(config: MedMVLConfig) -> Budget:
     return Budget(counts, tokens, inputs, positions)
 
 
-def print_budget(price: Budget, console: Console | None = None) -> None:
+def dual_budget(config: DualEncoderConfig) -> Budget:
+    """Count the parameters of a dual encoder without allocating a weight; `max_positions` are those of its texts."""
+    with torch.device("meta"):
+        dual = DualEncoder(config)
+    counts = {name: sum(p.numel() for p in part.parameters()) for name, part in dual.parts().items()}
+    return Budget(counts, {}, {}, longest_text(config.text_config) or 0)
+
+
+def print_budget(price: Budget, console: Console | None = None, title: str = "Model budget") -> None:
     """Show a budget as a table."""
-    table = Table(title="Model budget", title_justify="left")
+    table = Table(title=title, title_justify="left")
     table.add_column("part")
     table.add_column("parameters", justify="right")
     table.add_column("tokens per input", justify="right")
@@ -64,5 +74,5 @@ def print_budget(price: Budget, console: Console | None = None) -> None:
     for name, count in price.parameters.items():
         modality = name.partition("_")[0] if name.endswith("_connector") else ""
         table.add_row(name, f"{count:,}", str(price.visual_tokens.get(modality, "")), price.inputs.get(modality, ""))
-    table.add_row("total", f"{sum(price.parameters.values()):,}", "", f"LLM positions: {price.max_positions:,}")
+    table.add_row("total", f"{sum(price.parameters.values()):,}", "", f"text positions: {price.max_positions:,}")
     (console or Console(stderr=True)).print(table)

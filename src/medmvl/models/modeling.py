@@ -9,16 +9,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.generation.logits_process import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 from transformers.modeling_outputs import ModelOutput
 
-from medmvl.errors import CheckpointError, ModelError
+from medmvl.errors import ModelError
 from medmvl.models.configuration import MedMVLConfig
 from medmvl.models.fusion import scatter_embeddings, without_placeholders
+from medmvl.models.head_loss import head_loss, plain_head
+from medmvl.models.strict import StrictModel
 from medmvl.models.tower import Tower
 
 #: Inputs that carry pixels or features; they matter for the prompt only, not for generated tokens.
@@ -41,7 +42,7 @@ class MedMVLOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class MedMVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
     """A medical vision-language model: towers for images and volumes in front of a causal LLM.
 
     `language_model` is the complete causal LM, head included, so that what is particular to an LLM (tied embeddings,
@@ -151,6 +152,7 @@ class MedMVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
         image_features: Tensor | None = None,
         volume_features: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        cross_entropy: str | None = None,
         **kwargs: Any,
     ) -> MedMVLOutput:
         """Return logits, and the loss if labels are given.
@@ -165,6 +167,8 @@ class MedMVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             volume_values: (M, C, D, H, W) float.
             labels: (B, T) int64, -100 where there is no loss; position t is predicted from the ones before it.
             logits_to_keep: 0 all positions, n > 0 the last n, or positions / a (B, T) mask (with `shift_labels`).
+            cross_entropy: with a mask and `shift_labels`: "chunked" or "liger" return a loss without logits, see
+                `medmvl.models.head_loss`.
 
         Raises:
             ModelError: if placeholders and media do not match.
@@ -174,13 +178,11 @@ class MedMVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 raise ModelError("The model needs input_ids or inputs_embeds.")
             inputs_embeds = self.embed(input_ids, pixel_values, volume_values, image_features, volume_features)
         loss_arguments = {key: kwargs.pop(key) for key in ("shift_labels", "num_items_in_batch") if key in kwargs}
+        inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
+        if cross_entropy is not None:
+            return self._loss_alone(cross_entropy, logits_to_keep, inputs | kwargs, **loss_arguments)
         outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            logits_to_keep=logits_to_keep,
-            **kwargs,
+            **inputs, past_key_values=past_key_values, logits_to_keep=logits_to_keep, **kwargs
         )
         loss = None
         if labels is not None or loss_arguments.get("shift_labels") is not None:
@@ -193,6 +195,24 @@ class MedMVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
+
+    def _loss_alone(
+        self,
+        kernel: str,
+        kept: int | Tensor,
+        inputs: dict[str, Any],
+        shift_labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> MedMVLOutput:
+        """Return the loss over the positions of the mask `kept` without ever holding their logits together."""
+        head = plain_head(self.language_model)
+        if head is None or shift_labels is None or not isinstance(kept, Tensor):
+            raise ModelError(
+                f"cross_entropy={kernel!r} needs logits_to_keep as a mask, shift_labels, and an LLM whose logits are "
+                "its head's output as it is."
+            )
+        hidden = self.language_model.get_decoder()(**inputs).last_hidden_state
+        return MedMVLOutput(loss=head_loss(hidden[kept], head, shift_labels, num_items_in_batch, kernel))
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
@@ -249,41 +269,16 @@ class MedMVLForConditionalGeneration(PreTrainedModel, GenerationMixin):
 
         return from_parts(llm, **parts)
 
-    @classmethod
-    def from_pretrained(cls, folder: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint folder; every weight must be there.
-
-        Raises:
-            CheckpointError: if the folder is not a whole checkpoint of ours.
-        """
-        wants_info = kwargs.pop("output_loading_info", False)
-        try:
-            loaded: Any = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
-        except (OSError, SafetensorError) as error:
-            raise CheckpointError(f"{folder} cannot be loaded as a model: {str(error).splitlines()[0]}") from error
-        model, info = loaded
-        broken = {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys", "unexpected_keys")}
-        if any(broken.values()):
-            raise CheckpointError(
-                f"The weights in {folder} do not fit its config.json: "
-                + "; ".join(
-                    f"{len(keys)} {kind.replace('_', ' ')} ({keys[0]}, ...)" for kind, keys in broken.items() if keys
-                )
-                + ". The folder is incomplete or its config was edited; copy it again from where it was written."
-            )
-        return (model, info) if wants_info else model
-
-    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
-        """Save under the module's own key names, so that whatever loads a state dict finds every key."""
-        kwargs.setdefault("save_original_format", False)
-        super().save_pretrained(*args, **kwargs)
+    def parts(self) -> dict[str, nn.Module]:
+        """Return the parts by name: `llm`, `image_encoder`, `image_connector`, `volume_encoder`, ..."""
+        found: dict[str, nn.Module] = {"llm": self.language_model}
+        for modality, tower in self.towers.items():
+            assert isinstance(tower, Tower)
+            found[f"{modality}_encoder"] = tower.encoder
+            found[f"{modality}_connector"] = tower.connector
+        return found
 
 
 def parts(model: MedMVLForConditionalGeneration) -> dict[str, nn.Module]:
-    """Return the parts of a model by name: `llm`, `image_encoder`, `image_connector`, `volume_encoder`, ..."""
-    found: dict[str, nn.Module] = {"llm": model.language_model}
-    for modality, tower in model.towers.items():
-        assert isinstance(tower, Tower)
-        found[f"{modality}_encoder"] = tower.encoder
-        found[f"{modality}_connector"] = tower.connector
-    return found
+    """Return the parts of a model by name, see `MedMVLForConditionalGeneration.parts`."""
+    return model.parts()

@@ -66,8 +66,13 @@ class Weights:
         return str(source.get_slice(name).get_dtype())
 
     def __getitem__(self, name: str) -> Tensor:
-        source = self._open[self._where[name]]
-        return source[name] if isinstance(source, dict) else source.get_tensor(name)
+        file = self._where[name]
+        source = self._open[file]
+        if isinstance(source, dict):
+            return source[name]
+        # A mapping of its own for each tensor: what was read is let go with it, not kept till the last one.
+        with safe_open(file, framework="pt") as handle:
+            return handle.get_tensor(name)
 
     def _shards(self) -> list[tuple[Path, set[str] | None]]:
         """Return the weight files and, where an index says so, the tensors each must hold."""
@@ -101,7 +106,7 @@ class Weights:
         return list(shards.items())
 
     def _check_and_add(self, file: Path, names: set[str] | None) -> None:
-        source = _open_bin(file) if file.suffix == ".bin" else _open_safetensors(file)
+        source = open_weights(file)
         found = list(source) if isinstance(source, dict) else list(source.keys())
         if names is not None and (missing := names - set(found)):
             raise CheckpointError(
@@ -112,6 +117,15 @@ class Weights:
             if name in self._where:
                 raise CheckpointError(f"The tensor {name} stands in both {self._where[name].name} and {file.name}.")
             self._where[name] = file
+
+
+def open_weights(file: Path) -> Any:
+    """Return a weight file as a mapping of tensors (`.bin`) or an open safetensors handle; both have `keys()`.
+
+    Raises:
+        CheckpointError: if it is damaged, or holds more than tensors.
+    """
+    return _open_bin(file) if file.suffix == ".bin" else _open_safetensors(file)
 
 
 def _open_safetensors(file: Path) -> Any:

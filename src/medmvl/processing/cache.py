@@ -24,11 +24,13 @@ from medmvl.data.dataset import SampleDataset
 from medmvl.errors import DataError, MedMVLError, require
 from medmvl.files import PathLike, resolve_under, write_jsonl
 from medmvl.imaging import Geometry, read_volume
-from medmvl.imaging.cache import SHARD_SIZE, CacheWriter, Fingerprint, key_of
+from medmvl.imaging.cache import CacheWriter, Fingerprint, key_of, reading_digest
 from medmvl.imaging.metadata import RescaleTable
 
 Engine = Literal["processes", "ray"]
 FAILURES = "failures.jsonl"
+#: a DICOM UID or the end of one, as messages show it
+_UID = re.compile(r"(\.\.\.)?\d*(\.\d+){3,}(#\w*)?")
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def build_cache(
     engine: Engine = "processes",
     metadata: PathLike | None = None,
     options: dict[str, Any] | None = None,
-    shard_size: int = SHARD_SIZE,
+    shard_size: int | None = None,
     on_volume: Callable[[int], None] = lambda total: None,
 ) -> CacheReport:
     """Fill the cache folder `out` with every volume that the records of `data` name.
@@ -98,12 +100,12 @@ def build_cache(
     report = CacheReport()
     sources = list(_sources(data, volume_root, report))
     table = RescaleTable(metadata) if metadata else None
+    prepare = Preparer(geometry, table, dict(options or {}))
     writer = CacheWriter(out, geometry, shard_size)
-    todo = [source for source in sources if not _is_there(source, writer)]
+    todo = [source for source in sources if not _is_there(source, writer, prepare)]
     report.kept = len(sources) - len(todo)
     for _ in range(report.kept):
         on_volume(len(sources))
-    prepare = Preparer(geometry, table, dict(options or {}))
     run = _with_ray if engine == "ray" else _with_processes
     try:
         for outcome in run(prepare, todo, workers):
@@ -132,12 +134,20 @@ class Preparer:
         """Return the outcome; a fault of the data is an outcome too, a bug of ours is raised."""
         path = Path(source.path)
         try:
-            fingerprint = Fingerprint.of(path)
-            known = self.table.options(path) if self.table else {}
-            tensor = self.geometry(read_volume(path, **{**known, **self.options}))
+            options = self.reading(path)
+            fingerprint = Fingerprint.of(path, reading_digest(options))
+            tensor = self.geometry(read_volume(path, **options))
         except (MedMVLError, OSError) as error:
             return Outcome(source, reason=_without_paths(str(error), path))
         return Outcome(source, tensor.numpy(), fingerprint)
+
+    def reading(self, path: Path) -> dict[str, Any]:
+        """Return the options that a volume is read with: those of its metadata, then the ones for all.
+
+        Raises:
+            ImagingError: if the metadata lack the volume.
+        """
+        return {**(self.table.options(path) if self.table else {}), **self.options}
 
 
 def _sources(data: PathLike, volume_root: PathLike | None, report: CacheReport) -> Iterator[Source]:
@@ -148,7 +158,9 @@ def _sources(data: PathLike, volume_root: PathLike | None, report: CacheReport) 
         try:
             paths = dataset.sample(number).volumes
         except DataError as error:
-            report.failures.append((number, _without_paths(str(error), dataset.path)))
+            # The cause says what is wrong; the error around it also names file and id.
+            reason = _without_paths(str(error.__cause__ or error), dataset.path)
+            report.failures.append((number, reason.replace(dataset.path.name, "<data>")))
             continue
         for path in paths:
             key = key_of(dataset.volume_root / path, dataset.volume_root)
@@ -163,9 +175,18 @@ def _sources(data: PathLike, volume_root: PathLike | None, report: CacheReport) 
             yield Source(key, str(full), number)
 
 
-def _is_there(source: Source, writer: CacheWriter) -> bool:
-    known = writer.known.get(source.key)
-    return known is not None and known.still_fits(Path(source.path))
+def _is_there(source: Source, writer: CacheWriter, prepare: Preparer) -> bool:
+    """Say whether the cache holds this very source, read as it would be read now."""
+    known, path = writer.known.get(source.key), Path(source.path)
+    if known is None:
+        return False
+    try:
+        options = prepare.reading(path)
+    except MedMVLError:
+        return False
+    # What was readable without a rule for gaps has none, and is the same under every rule.
+    without = {name: value for name, value in options.items() if name != "gaps"}
+    return known.reading in (reading_digest(options), reading_digest(without)) and known.still_fits(path)
 
 
 def _with_processes(prepare: Preparer, sources: Iterable[Source], workers: int) -> Iterator[Outcome]:
@@ -210,7 +231,15 @@ def _with_ray(prepare: Preparer, sources: Iterable[Source], workers: int) -> Ite
         _one_thread()
         outcome = prepare(Source(row["key"], row["path"], int(row["record"])))
         if outcome.array is None or outcome.fingerprint is None:
-            return {"key": row["key"], "array": b"", "reason": outcome.reason, "size": 0, "modified": 0, "sha256": ""}
+            return {
+                "key": row["key"],
+                "array": b"",
+                "reason": outcome.reason,
+                "size": 0,
+                "modified": 0,
+                "sha256": "",
+                "reading": "",
+            }
         return {"key": row["key"], "array": outcome.array.tobytes(), "reason": "", **asdict(outcome.fingerprint)}
 
     shape = (prepare.geometry.channels, *prepare.geometry.size)
@@ -221,7 +250,7 @@ def _with_ray(prepare: Preparer, sources: Iterable[Source], workers: int) -> Ite
             yield Outcome(source, reason=row["reason"])
             continue
         array = np.frombuffer(row["array"], dtype=prepare.geometry.dtype).reshape(shape)
-        yield Outcome(source, array, Fingerprint(int(row["size"]), int(row["modified"]), row["sha256"]))
+        yield Outcome(source, array, Fingerprint(int(row["size"]), int(row["modified"]), row["sha256"], row["reading"]))
 
 
 def _one_thread() -> None:
@@ -229,7 +258,10 @@ def _one_thread() -> None:
 
 
 def _without_paths(message: str, *paths: Path) -> str:
-    """Take paths out of a message: folder and file names may name a patient."""
+    """Take paths and UIDs out of a message: folder and file names may name a patient, and a UID is one's own."""
     for path in paths:
+        inside = (str(file) for file in path.rglob("*")) if path.is_dir() and str(path) in message else ()
+        for name in sorted(inside, key=len, reverse=True):  # names with spaces are not found by the pattern below
+            message = message.replace(name, "<source>")
         message = re.sub(re.escape(str(path)) + r"[^\s:,;'\"]*", "<source>", message)
-    return message
+    return _UID.sub("<uid>", message)

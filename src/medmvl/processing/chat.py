@@ -22,7 +22,7 @@ from medmvl.errors import RecipeError
 IGNORE = -100
 
 #: Sentencepiece's sign for the beginning of a word.
-_WORD_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
+WORD_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +119,7 @@ def _encode(
     already begins with a space. Written out, the mark stays with both.
     """
     marked = slow_spaces and text.startswith(" ")
-    given = f"{_WORD_MARK}{text}" if marked else text
+    given = f"{WORD_MARK}{text}" if marked else text
     encoding = tokenizer(given, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     offsets = [(max(start - marked, 0), end - marked) for start, end in encoding["offset_mapping"]]
     return list(encoding["input_ids"]), offsets

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import PIL.Image
 import transformers
 from PIL.Image import Image as PILImage
 from torch import Tensor
@@ -27,8 +28,8 @@ class ImageProcessor:
     """
 
     def __init__(self, settings: dict[str, Any]) -> None:
-        self.settings = settings
-        values = dict(settings)
+        self.settings = _named(settings)
+        values = dict(self.settings)
         name = str(values.pop("image_processor_type", ""))
         self._processor = with_fixed_order(pil_processor_class(name))(**values)
 
@@ -44,12 +45,31 @@ class ImageProcessor:
         settings, _ = transformers.BaseImageProcessor.get_image_processor_dict(folder)
         return cls(settings)
 
+    def value_range(self) -> tuple[Tensor, Tensor]:
+        """Return what black and white become, each (3, 1, 1) float32."""
+        black, white = (self(PIL.Image.new("RGB", (8, 8), (level,) * 3)) for level in (0, 255))
+        middle = (
+            slice(None),
+            slice(black.shape[1] // 2, black.shape[1] // 2 + 1),
+            slice(black.shape[2] // 2, black.shape[2] // 2 + 1),
+        )
+        return black[middle], white[middle]
+
     def __call__(self, image: ImageLike) -> Tensor:
         """Return (3, H, W) float32."""
         picture = read_image(image) if isinstance(image, str) else image
         if isinstance(picture, Image):
             picture = picture.to_pil()
         return self._processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+
+
+def _named(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return settings that name their class as transformers has done since 2022: files of published CLIPs are older."""
+    old = settings.get("feature_extractor_type")
+    if old is None:
+        return settings
+    rest = {key: value for key, value in settings.items() if key != "feature_extractor_type"}
+    return {"image_processor_type": str(old).replace("FeatureExtractor", "ImageProcessor"), **rest}
 
 
 def pil_processor_class(name: str) -> Any:

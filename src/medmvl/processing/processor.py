@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -21,6 +22,9 @@ from medmvl.processing.templates import load_template, native_template
 from medmvl.processing.volume3d import VolumeLike, VolumeProcessor
 
 logger = logging.getLogger(__name__)
+
+#: Files one of which holds a tokenizer's vocabulary.
+_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
 class MedMVLProcessor(ProcessorMixin):
@@ -108,6 +112,26 @@ class MedMVLProcessor(ProcessorMixin):
         config.image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_PLACEHOLDER)
         config.volume_token_id = tokenizer.convert_tokens_to_ids(VOLUME_PLACEHOLDER)
         return processor
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, *args: Any, **options: Any) -> Any:
+        """Load the processor of a checkpoint folder; nothing in it has a default.
+
+        Raises:
+            CheckpointError: if its files are missing or damaged.
+        """
+        wanted: tuple[tuple[str, ...], ...] = (("processor_config.json",), ("chat_template.jinja",), _TOKENIZERS)
+        missing = [names[0] for names in wanted if not any((Path(folder) / name).is_file() for name in names)]
+        try:
+            if missing:  # transformers would go on with nothing in its place
+                raise OSError(f"{', '.join(missing)} missing.")
+            return super().from_pretrained(str(folder), *args, **{"local_files_only": True, **options})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise CheckpointError(
+                f"The processor in {folder} cannot be loaded: {first_line} A checkpoint needs processor_config.json, "
+                "chat_template.jinja and the tokenizer's files; copy the folder again from where it was written."
+            ) from error
 
     @property
     def placeholders(self) -> dict[str, Placeholder]:

@@ -22,6 +22,7 @@ from medmvl.data.mixture import Mixture
 from medmvl.data.sample import Sample
 from medmvl.errors import MedMVLError, RecipeError
 from medmvl.processing import MedMVLProcessor
+from medmvl.training.augmentation import Augmenter
 from medmvl.training.features import StoredMedia
 from medmvl.training.packing import pack
 
@@ -65,8 +66,23 @@ class StepShape:
         return self.world * self.accumulation
 
 
+class Visit(int):
+    """A record number that remembers in which pass over its data set the record is shown, from 0."""
+
+    epoch: int
+
+    def __new__(cls, number: int, epoch: int) -> Visit:
+        """Return the number with its pass."""
+        visit = super().__new__(cls, number)
+        visit.epoch = epoch
+        return visit
+
+    def __reduce__(self) -> tuple[type[Visit], tuple[int, int]]:
+        return Visit, (int(self), self.epoch)
+
+
 class StepSampler(Sampler[list[int]]):
-    """Yields the record numbers of this device's micro-batches, `accumulation` per step.
+    """Yields the record numbers (as Visits) of this device's micro-batches, `accumulation` per step.
 
     Args:
         mixture: the stream.
@@ -99,13 +115,14 @@ class StepSampler(Sampler[list[int]]):
     def step(self, step: int) -> list[list[int]]:
         """Return the micro-batches of a step, of all devices in turn."""
         size, parts = self._shape.batch_size, self._shape.micro_batches
-        numbers = self._mixture.stream(step * size, size)
+        numbers, passes = self._mixture.stream(step * size, size), self._mixture.passes(step * size, size)
+        visits: list[int] = [Visit(int(number), int(epoch)) for number, epoch in zip(numbers, passes, strict=True)]
         if parts == 1 or self._cost is None:
-            return [part.tolist() for part in np.array_split(numbers, parts)]
-        costs = [self._cost(int(number)) for number in numbers]
+            return [[visits[i] for i in part] for part in np.array_split(np.arange(size), parts)]
+        costs = [self._cost(visit) for visit in visits]
         kinds = [kind for kind, _ in costs]
         tokens = np.array([count for _, count in costs])
-        return [[int(numbers[i]) for i in part] for part in share_out(kinds, tokens, parts)]
+        return [[visits[i] for i in part] for part in share_out(kinds, tokens, parts)]
 
 
 def share_out(kinds: Sequence[str], tokens: np.ndarray, parts: int) -> list[list[int]]:
@@ -148,12 +165,18 @@ class EncodedRecords(Dataset[dict[str, Any]]):
         stored: encodes them with stored features instead of pixels.
         cache_bytes: keep encoded samples in memory up to this size, per loader process; worth it for small data sets
             that are seen many times.
+        augment: changes encoded samples anew in each pass; what is kept in memory stays unchanged.
     """
 
     def __init__(
-        self, mixture: Mixture, processor: MedMVLProcessor, cache_bytes: int = 0, stored: StoredMedia | None = None
+        self,
+        mixture: Mixture,
+        processor: MedMVLProcessor,
+        cache_bytes: int = 0,
+        stored: StoredMedia | None = None,
+        augment: Augmenter | None = None,
     ) -> None:
-        self._mixture, self._processor, self._stored = mixture, processor, stored
+        self._mixture, self._processor, self._stored, self._augment = mixture, processor, stored, augment
         self._room = cache_bytes
         self._kept: dict[int, dict[str, Any]] = {}
 
@@ -161,6 +184,12 @@ class EncodedRecords(Dataset[dict[str, Any]]):
         return len(self._mixture)
 
     def __getitem__(self, number: int) -> dict[str, Any]:
+        encoded = self._encoded(number)
+        if self._augment is None or "error" in encoded:
+            return encoded
+        return self._augment(encoded, self._mixture.sample(number), getattr(number, "epoch", 0))
+
+    def _encoded(self, number: int) -> dict[str, Any]:
         if number in self._kept:
             return self._kept[number]
         try:

@@ -14,8 +14,10 @@ from medmvl.errors import ModelError, RecipeError
 from medmvl.imaging import Geometry, geometry
 from medmvl.models import MedMVLConfig, MedMVLForConditionalGeneration
 from medmvl.models.assemble import llm_config, tower_spec
-from medmvl.models.encoders.own import is_own_checkpoint
+from medmvl.models.contrastive import DualEncoderConfig
+from medmvl.models.encoders.own import DUAL_ENCODER, own_kind
 from medmvl.processing import ImageProcessor, MedMVLProcessor, Normalisation, VolumeProcessor
+from medmvl.processing.pairs import PairProcessor
 from medmvl.processing.volume3d import GREY_TO_UNIT
 from medmvl.training.recipe import LLMSection, ModelSection, Recipe, TokenizerSection, TowerSection
 
@@ -93,7 +95,7 @@ def build_processor(recipe: Recipe, config: MedMVLConfig, tokenizer: PreTrainedT
     )
 
 
-def image_processor(tower: TowerSection, config: MedMVLConfig) -> ImageProcessor:
+def image_processor(tower: TowerSection, config: MedMVLConfig | DualEncoderConfig) -> ImageProcessor:
     """Return the encoder's own image processor, or a plain one for an encoder that starts fresh."""
     height, width = config.tower("image").input_size
     inner = tower.encoder.get("encoder") or {}  # of a wrapper such as `tiled`, which sees more pixels than its encoder
@@ -109,7 +111,7 @@ def image_processor(tower: TowerSection, config: MedMVLConfig) -> ImageProcessor
     return ImageProcessor(settings)
 
 
-def volume_processor(tower: TowerSection, config: MedMVLConfig) -> VolumeProcessor:
+def volume_processor(tower: TowerSection, config: MedMVLConfig | DualEncoderConfig) -> VolumeProcessor:
     """Return the volume processor: the tower's geometry at its size, then grey levels to [-1, 1].
 
     An encoder of a MedM-VL checkpoint brings the processor it was trained with, unless the tower names a geometry.
@@ -130,9 +132,12 @@ def volume_processor(tower: TowerSection, config: MedMVLConfig) -> VolumeProcess
     return VolumeProcessor(chosen, normalisation(chosen, tower.encoder))
 
 
-def own_processor(folder: str | None) -> MedMVLProcessor | None:
+def own_processor(folder: str | None) -> MedMVLProcessor | PairProcessor | None:
     """Return the processor of the MedM-VL checkpoint that an encoder is taken from; None if it comes from elsewhere."""
-    return MedMVLProcessor.from_pretrained(folder) if folder is not None and is_own_checkpoint(folder) else None
+    kind = own_kind(folder) if folder is not None else None
+    if folder is None or kind is None:
+        return None
+    return PairProcessor.from_pretrained(folder) if kind == DUAL_ENCODER else MedMVLProcessor.from_pretrained(folder)
 
 
 def normalisation(chosen: Geometry, encoder: dict[str, Any]) -> Normalisation:
@@ -180,11 +185,19 @@ def build_tokenizer(recipe: Recipe) -> PreTrainedTokenizerBase:
     source = _tokenizer_source(llm)
     if isinstance(source, TokenizerSection):
         return train_tokenizer(_texts(recipe), source.vocab_size)
+    return load_tokenizer(source)
+
+
+def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
+    """Return the tokenizer of a folder or hub name.
+
+    Raises:
+        ModelError: if it cannot be loaded.
+    """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        return AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ModelError(f"The tokenizer {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return tokenizer
 
 
 def _tokenizer_source(llm: LLMSection) -> str | TokenizerSection:

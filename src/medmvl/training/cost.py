@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from medmvl.errors import RecipeError, did_you_mean
+from medmvl.errors import DataError, RecipeError, did_you_mean
 
 #: Dense bf16 matrix peak in TFLOP/s and memory in GB, from the makers' data sheets.
 DEVICES: dict[str, tuple[float, float]] = {
@@ -30,6 +30,9 @@ DEVICES: dict[str, tuple[float, float]] = {
 
 #: Share of the peak that a training step of this kind reaches; what well-kept code does on one node.
 UTILISATION = 0.4
+
+#: A dry run names so many faulty records and then only counts them.
+NAMED_FAULTS = 20
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,49 @@ class Hardware:
             raise RecipeError(f"Unknown hardware {text!r}; write it as 2xA100-80GB. {did_you_mean(name, DEVICES)}")
         return cls(name, count, *DEVICES[name])
 
+    def hours(self, flops: float) -> float:
+        """Return how long so many FLOPs take on all devices together."""
+        return flops / (self.count * self.tflops * 1e12 * UTILISATION) / 3600
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """What a stage will do and cost.
+
+    Attributes:
+        name: of the stage.
+        steps: optimiser steps.
+        records: records seen.
+        tokens: mean tokens of a step; `supervised` of them carry the loss.
+        longest: tokens of the longest record.
+        flops: per step.
+        gigabytes: needed per device.
+        hours: on the hardware, if one was named.
+        cut: records of which a part will not be seen: texts of a contrastive stage that are too long.
+    """
+
+    name: str
+    steps: int
+    records: int
+    tokens: float
+    supervised: float
+    longest: int
+    flops: float
+    gigabytes: float
+    hours: float | None
+    cut: int = 0
+
+
+def refuse_faulty(faults: list[str]) -> None:
+    """Raise if records cannot be used.
+
+    Raises:
+        DataError: naming the first of them.
+    """
+    if faults:
+        more = f"\n  ... and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
+        raise DataError("\n  ".join([f"{len(faults)} record(s) cannot be used:", *faults[:NAMED_FAULTS]]) + more)
+
 
 @dataclass(frozen=True)
 class PartCost:
@@ -66,6 +112,7 @@ class PartCost:
         width: hidden size.
         layers: number of layers.
         backward: gradients flow through it (it trains, or something before it does).
+        checkpointing: its activations are recomputed.
     """
 
     parameters: int
@@ -74,18 +121,39 @@ class PartCost:
     width: int
     layers: int
     backward: bool
+    checkpointing: bool = False
 
     @property
     def flops(self) -> float:
-        """FLOPs of a step: 2 per parameter and token forward, 2 for the inputs' gradient, 2 for the weights'."""
-        return self.tokens * (2 * self.parameters + (2 * self.parameters if self.backward else 0) + 2 * self.trained)
+        """FLOPs of a step: 2 per parameter and token forward (twice with checkpointing), 2 for the inputs' gradient, 2 for
+        the weights'."""
+        forward = 2 * self.parameters * (2 if self.checkpointing and self.backward else 1)
+        return self.tokens * (forward + (2 * self.parameters if self.backward else 0) + 2 * self.trained)
 
-    def activation_bytes(self, tokens: float, checkpointing: bool) -> float:
+    def activation_bytes(self, tokens: float) -> float:
         """Bytes kept for the backward pass of `tokens` positions: 34 per unit and layer, 2 with checkpointing."""
         if not self.backward:
             return 0.0
-        per_unit = 2 if checkpointing else 34
+        per_unit = 2 if self.checkpointing else 34
         return tokens * self.width * self.layers * per_unit
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Among how many devices the things that a step keeps are spread.
+
+    Attributes:
+        weights: the model's weights.
+        gradients: of what trains, together with the optimiser's fp32 copies and moments.
+    """
+
+    weights: int = 1
+    gradients: int = 1
+
+    @classmethod
+    def of(cls, strategy: str, world: int) -> Shards:
+        """Return what `run.strategy` spreads over `world` devices."""
+        return cls(world if strategy == "fsdp" else 1, world if strategy != "ddp" else 1)
 
 
 def memory_bytes(
@@ -95,7 +163,7 @@ def memory_bytes(
     vocabulary: int,
     *,
     half: bool,
-    checkpointing: bool,
+    shards: Shards = Shards(),
 ) -> float:
     """Return the bytes a device needs for a step.
 
@@ -104,11 +172,12 @@ def memory_bytes(
         head_positions: positions per micro-batch whose logits are made.
         vocabulary: of the LLM.
         half: frozen weights and activations in two bytes instead of four.
-        checkpointing: activations are recomputed.
+        shards: what is spread over devices.
     """
-    weights = sum(16 * part.trained + (2 if half else 4) * (part.parameters - min(part.trained, part.parameters))
-                  for part in parts)  # fmt: skip
+    trained = sum(part.trained for part in parts)
+    frozen = sum(part.parameters - min(part.trained, part.parameters) for part in parts)
+    weights = (4 * trained + (2 if half else 4) * frozen) / shards.weights + 12 * trained / shards.gradients
     scale = 1.0 if half else 2.0
-    activations = sum(scale * part.activation_bytes(part.tokens / micro_batches, checkpointing) for part in parts)
+    activations = sum(scale * part.activation_bytes(part.tokens / micro_batches) for part in parts)
     # Logits, their softmax and their gradient, in fp32.
     return weights + activations + head_positions * vocabulary * 12

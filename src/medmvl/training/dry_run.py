@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rich.console import Console
@@ -13,44 +13,17 @@ from medmvl.data.mixture import Mixture
 from medmvl.errors import DataError
 from medmvl.files import PathLike
 from medmvl.models import MedMVLConfig
-from medmvl.models.budget import Budget, budget, print_budget
+from medmvl.models.budget import Budget, budget, dual_budget, print_budget
+from medmvl.models.head_loss import PIECE
 from medmvl.processing import MedMVLProcessor
 from medmvl.training.batches import StepShape
 from medmvl.training.build import build_config
-from medmvl.training.cost import UTILISATION, Hardware, PartCost, memory_bytes
+from medmvl.training.contrastive_plan import plan_contrastive
+from medmvl.training.cost import UTILISATION, Hardware, PartCost, Shards, StagePlan, memory_bytes, refuse_faulty
 from medmvl.training.phantoms import draw_phantoms
 from medmvl.training.recipe import Recipe, StageSection
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import build_mixture, prepare, total_steps
-
-#: A dry run names so many faulty records and then only counts them.
-NAMED_FAULTS = 20
-
-
-@dataclass(frozen=True)
-class StagePlan:
-    """What a stage will do and cost.
-
-    Attributes:
-        name: of the stage.
-        steps: optimiser steps.
-        records: records seen.
-        tokens: mean tokens of a step; `supervised` of them carry the loss.
-        longest: tokens of the longest record.
-        flops: per step.
-        gigabytes: needed per device.
-        hours: on the hardware, if one was named.
-    """
-
-    name: str
-    steps: int
-    records: int
-    tokens: float
-    supervised: float
-    longest: int
-    flops: float
-    gigabytes: float
-    hours: float | None
 
 
 @dataclass(frozen=True)
@@ -86,11 +59,21 @@ def dry_run(
     machine = Hardware.parse(hardware) if hardware is not None else None
     prepare(recipe)
     draw_phantoms(recipe)
-    config, processor = build_config(recipe)
-    price = budget(config)
     console = console or Console()
-    print_budget(price, console)
-    plans = [_plan(recipe, stage, config, processor, price, machine) for stage in recipe.stages]
+    described = None if recipe.model.encoder_only else build_config(recipe)
+    price = budget(described[0]) if described is not None else None
+    if price is not None:
+        print_budget(price, console)
+    plans = []
+    for stage in recipe.stages:
+        if stage.objective == "contrastive":
+            plan, dual = plan_contrastive(recipe, stage, described[1].tokenizer if described else None, machine)
+            print_budget(dual_budget(dual), console, f"Dual encoder of stage {stage.name}")
+            plans.append(plan)
+        else:
+            assert described is not None  # the recipe checks it
+            assert price is not None
+            plans.append(_plan(recipe, stage, *described, price, machine))
     _print_plans(plans, machine, console)
     return plans
 
@@ -111,23 +94,29 @@ def _plan(
     shape = StepShape.of(stage.batch_size, stage.micro_batch_size, world)
     per_step = stage.batch_size / lengths.count
     parts = _part_costs(stage, config, processor, price, lengths, per_step)
-    head = lengths.supervised if stage.supervised_logits else lengths.tokens
+    vocabulary = config.text_config.vocab_size
     memory = memory_bytes(
         list(parts.values()),
         shape.micro_batches,
-        head * per_step / shape.micro_batches,
-        config.text_config.vocab_size,
+        _logits_at_once(stage, lengths, per_step / shape.micro_batches, vocabulary),
+        vocabulary,
         half=stage.precision != "fp32",
-        checkpointing=stage.activation_checkpointing,
+        shards=Shards.of(recipe.run.strategy, world),
     )
     flops = sum(part.flops for part in parts.values())
     steps = total_steps(stage, mixture)
-    hours = None
-    if machine is not None:
-        hours = steps * flops / (machine.count * machine.tflops * 1e12 * UTILISATION) / 3600
+    hours = machine.hours(steps * flops) if machine is not None else None
     tokens, supervised = lengths.tokens * per_step, lengths.supervised * per_step
     records = steps * stage.batch_size
     return StagePlan(stage.name, steps, records, tokens, supervised, lengths.longest, flops, memory / 1e9, hours)
+
+
+def _logits_at_once(stage: StageSection, lengths: _Lengths, per_micro_batch: float, vocabulary: int) -> float:
+    """Return the positions whose logits are in memory together."""
+    if not stage.supervised_logits:
+        return lengths.tokens * per_micro_batch
+    positions = lengths.supervised * per_micro_batch
+    return positions if stage.cross_entropy == "full" else min(positions, max(1, PIECE // vocabulary))
 
 
 def _measure(mixture: Mixture, processor: MedMVLProcessor) -> _Lengths:
@@ -141,7 +130,7 @@ def _measure(mixture: Mixture, processor: MedMVLProcessor) -> _Lengths:
     longest = 0
     for number in range(len(mixture)):
         try:
-            sample = mixture.sample(number)
+            sample = mixture[number]  # with its media, which must be there
             ids, labels = processor.encode_text(sample)
         except DataError as error:
             faults.append(str(error))
@@ -153,9 +142,7 @@ def _measure(mixture: Mixture, processor: MedMVLProcessor) -> _Lengths:
         longest = max(longest, len(ids))
         images += share * len(sample.images)
         volumes += share * len(sample.volumes)
-    if faults:
-        more = f"\n  ... and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
-        raise DataError("\n  ".join([f"{len(faults)} record(s) cannot be used:", *faults[:NAMED_FAULTS]]) + more)
+    refuse_faulty(faults)
     return _Lengths(count, tokens, supervised, longest, images, volumes)
 
 
@@ -181,14 +168,18 @@ def _part_costs(
             grid = spec.encoder_spec.grid(spec.input_size)
             tokens, width, layers = media[modality] * grid.tokens, spec.encoder_spec.hidden_size, 1
             if kind == "encoder":
+                if stage.feature_cache and not trained:
+                    tokens = 0.0  # it runs before the stage, once per image or volume
                 layers = max(1, round(parameters / (12 * width**2)))
-        costs[name] = PartCost(parameters, trained, tokens, width, layers, backward=trained > 0)
+        chosen = stage.activation_checkpointing
+        recomputes = chosen if isinstance(chosen, bool) else name in chosen
+        costs[name] = PartCost(parameters, trained, tokens, width, layers, trained > 0, recomputes)
     before_llm = any(cost.trained for name, cost in costs.items() if name != "llm")
     for name, cost in costs.items():
         encoder = costs.get(name.replace("connector", "encoder"))
         behind_encoder = name.endswith("connector") and encoder is not None and encoder.trained > 0
         if (name == "llm" and before_llm) or behind_encoder:
-            costs[name] = PartCost(cost.parameters, cost.trained, cost.tokens, cost.width, cost.layers, backward=True)
+            costs[name] = replace(cost, backward=True)
     return costs
 
 
@@ -215,6 +206,11 @@ def _print_plans(plans: list[StagePlan], machine: Hardware | None, console: Cons
             row += [f"{plan.hours:,.1f}", f"{plan.hours * machine.count:,.1f}"]
         table.add_row(*row)
     console.print(table)
+    for plan in plans:
+        if plan.cut:
+            console.print(
+                f"Stage {plan.name!r}: {plan.cut:,} text(s) are longer than the text encoder takes and are cut."
+            )
     if machine is not None:
         for plan in plans:
             if plan.gigabytes > 0.9 * machine.gigabytes:

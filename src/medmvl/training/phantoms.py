@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medmvl.data.phantoms import split_patients, write_ct_rate, write_slake
+from medmvl.data.phantoms.first_texts import write_captions, write_closed, write_readings
 from medmvl.data.prepare import convert
 from medmvl.errors import RecipeError
 from medmvl.files import read_json, write_json
@@ -37,4 +38,10 @@ def draw_phantoms(recipe: Recipe) -> None:
     write_ct_rate(root / "ct-rate", {"train": patients["train"], "valid": patients["test"]})
     convert("slake", root / "slake", root / "2d", options={"multi_turn": True})
     convert("ct-rate", root / "ct-rate", root / "ct")
+    if section.readings:
+        films, scans = root / "2d" / "train.jsonl", root / "ct" / "train.jsonl"
+        write_readings(root / "readings.jsonl", section.seed, section.readings)
+        write_captions(root, patients["train"], films, scans)
+        write_closed(films, root / "film-closed.jsonl")
+        write_closed(scans, root / "ct-closed.jsonl")
     write_json(done, settings)

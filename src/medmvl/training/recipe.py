@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from medmvl.imaging.augment import Augmentation
+
 #: The parts of a model that a stage can train.
 PART_NAMES = ("llm", "image_encoder", "image_connector", "volume_encoder", "volume_connector")
 PartName = Literal["llm", "image_encoder", "image_connector", "volume_encoder", "volume_connector"]
@@ -79,12 +81,12 @@ class TowerSection(Section):
 
 
 class ModelSection(Section):
-    """The model: a ready checkpoint, or parts."""
+    """The model: a ready checkpoint, or parts; without an LLM an encoder alone, for contrastive stages."""
 
     from_: str | None = Field(default=None, alias="from")
     """Folder of a ready checkpoint; give this or `llm` with towers."""
     llm: LLMSection | None = None
-    """The language model."""
+    """The language model; a recipe whose stages are all contrastive may do without."""
     image: TowerSection | None = None
     """The tower for 2D images."""
     volume: TowerSection | None = None
@@ -94,18 +96,26 @@ class ModelSection(Section):
 
     @model_validator(mode="after")
     def _one_source(self) -> ModelSection:
-        if (self.from_ is None) == (self.llm is None):
+        if self.from_ is not None and self.llm is not None:
             raise ValueError("give either `from` (a checkpoint folder) or `llm` (and towers), not both")
         if self.from_ is not None and (self.image or self.volume):
             raise ValueError("a model `from` a checkpoint brings its towers; remove `image` and `volume`")
+        if not (self.from_ or self.llm or self.image or self.volume):
+            raise ValueError("give `from` (a checkpoint folder), or `llm` (and towers)")
         return self
+
+    @property
+    def encoder_only(self) -> bool:
+        """Whether there is no LLM: what is trained is an encoder, with contrastive stages."""
+        return self.from_ is None and self.llm is None
 
     def part_names(self) -> list[str]:
         """Return the parts that this section builds; empty if they are known only once the checkpoint is read."""
-        if self.llm is None:
+        if self.from_ is not None:
             return []
         towers = [name for name in ("image", "volume") if getattr(self, name) is not None]
-        return ["llm", *(f"{tower}_{part}" for tower in towers for part in ("encoder", "connector"))]
+        kinds = ("encoder",) if self.encoder_only else ("encoder", "connector")
+        return [*([] if self.encoder_only else ["llm"]), *(f"{tower}_{kind}" for tower in towers for kind in kinds)]
 
 
 class DataSection(Section):
@@ -119,6 +129,8 @@ class DataSection(Section):
     """Folder of the volumes, below `data_root`; default: the file's own folder."""
     weight: Positive = 1.0
     """How often a record is seen per epoch; 2 is twice, 0.5 every second record (others each epoch)."""
+    tasks: list[str] | None = None
+    """Only the records whose `task` is one of these, such as [report]; the whole file is read once to find them."""
 
 
 class LoRASection(Section):
@@ -136,6 +148,10 @@ class LoRASection(Section):
     """Weight-decomposed adapters (DoRA, arXiv 2402.09353)."""
     rslora: bool = False
     """Scale by alpha / sqrt(r) (arXiv 2312.03732)."""
+    quantize: Literal["nf4", "int8"] | None = None
+    """Keep the part's frozen linear layers in few bits (QLoRA, arXiv 2305.14314): nf4 by bitsandbytes, int8 by torchao (extra
+    `quantize`). The finished checkpoint is the model that was trained: the weights as the quantiser rounded them, adapters
+    merged. Not with `strategy: fsdp`."""
 
 
 class PartSection(Section):
@@ -171,11 +187,81 @@ class EvaluateSection(Section):
     samples: Count = 64
     """Records used, the first ones of each data set."""
     generate: Annotated[int, Field(ge=0)] = 4
-    """For so many records an answer is generated and logged (`samples.jsonl`)."""
+    """For so many records of each data set an answer is generated and logged (`samples.jsonl`)."""
     max_new_tokens: Count = 64
     """Longest generated answer."""
+    metric: Literal["loss", "accuracy", "f1", "recall"] = "loss"
+    """What decides which weights are best: loss; of the generated answers the share that equals the true one, or the mean F1
+    of their words, both without case and punctuation; recall, of a contrastive stage: the mean of R@1, R@5, R@10 both ways."""
     patience: Count | None = None
-    """Stop when the loss has not improved for so many looks; the best weights are what the stage ends with."""
+    """Stop when the metric has not improved for so many looks; the best weights are what the stage ends with."""
+
+    @model_validator(mode="after")
+    def _answers_to_judge(self) -> EvaluateSection:
+        if self.metric in ("accuracy", "f1") and not self.generate:
+            raise ValueError(f"metric: {self.metric} judges generated answers; set `generate` to a number of records")
+        return self
+
+
+class TextEncoderSection(Section):
+    """The text encoder of a contrastive stage; it trains with the image or volume encoder and stays with the stage."""
+
+    init_from: str | None = None
+    """Folder or hub name of a text encoder (BERT, RoBERTa, the text part of CLIP or SigLIP). Give this or `config`."""
+    config: dict[str, Any] | None = None
+    """Settings of a text encoder that starts with random weights, with `model_type`; `vocab_size` follows the tokenizer."""
+    tokenizer: TokenizerSection | str | None = None
+    """Folder or hub name of a tokenizer, or settings to train one; default: the one in `init_from`, else the model's, else
+    a trained one."""
+    max_length: Count | None = None
+    """Most tokens of a text; a longer one is cut at its end (`--dry-run` counts them). Default: what the encoder takes."""
+    pooling: Literal["mean", "first", "own"] = "mean"
+    """What stands for the text: the mean of its tokens, the first one (BERT's [CLS]), or the encoder's own pooling (CLIP's
+    end token, SigLIP's last one)."""
+    train: PartSetting = PartSection()
+    """How it trains: `full`, `frozen`, `lora` or settings."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TextEncoderSection:
+        if (self.init_from is None) == (self.config is None):
+            raise ValueError("give either `init_from` (a folder or hub name) or `config` (random weights), not both")
+        if self.config is not None and "model_type" not in self.config:
+            raise ValueError("`config` needs `model_type`, such as bert, clip_text_model or siglip_text_model")
+        return self
+
+
+class ContrastiveSection(Section):
+    """How a contrastive stage compares images or volumes with their reports."""
+
+    text: TextEncoderSection | None = None
+    """The text encoder; default: go on with that of the contrastive stage before, with its projections and temperature."""
+    loss: Literal["clip", "siglip"] = "clip"
+    """clip: softmax over the batch with a learned temperature (arXiv 2103.00020); siglip: a sigmoid for every pair, with a
+    learned temperature and bias (arXiv 2303.15343)."""
+    pooling: Literal["mean", "attention"] = "mean"
+    """What stands for an image or a volume: the mean of the encoder's tokens, or a learned query that attends to them."""
+    heads: Count = 8
+    """Heads of the attention pooling; a divisor of the encoder's width."""
+    dim: Count = 512
+    """Width of the space in which both are compared."""
+    temperature: Positive | None = None
+    """First temperature; default: 0.07 for clip, 0.1 for siglip, as in the papers."""
+    bias: float = -10.0
+    """First bias of the sigmoid loss."""
+
+
+class AugmentSection(Section):
+    """Random changes of images and volumes, anew in each pass over the data; they follow from seed, pass and id alone."""
+
+    image: Augmentation | None = None
+    """Changes of images; `{}` takes the defaults."""
+    volume: Augmentation | None = None
+    """Changes of volumes; `{}` takes the defaults."""
+
+    def settings(self) -> dict[str, Augmentation]:
+        """Return modality -> its changes, of those that have some."""
+        both = {"image": self.image, "volume": self.volume}
+        return {modality: changes for modality, changes in both.items() if changes is not None}
 
 
 class StageSection(Section):
@@ -183,6 +269,11 @@ class StageSection(Section):
 
     name: FolderName
     """Name of the stage and of its folder."""
+    objective: Literal["language", "contrastive"] = "language"
+    """language: say the answers; contrastive: find the report of an image or volume among others, which trains an encoder
+    (CLIP-style). `template`, `packing`, `supervised_logits` and `feature_cache` mean something for language only."""
+    contrastive: ContrastiveSection | None = None
+    """Settings of a contrastive stage."""
     from_: str | None = Field(default=None, alias="from")
     """An earlier stage, or a checkpoint folder; default: the stage before, or the model for the first one."""
     train: dict[PartName, PartSetting]
@@ -221,11 +312,16 @@ class StageSection(Section):
     """Lay the samples of a micro-batch end to end instead of padding them; exact, samples do not see each other."""
     supervised_logits: bool = True
     """Run the LLM's head only where there is a label; exact."""
+    cross_entropy: Literal["auto", "full", "chunked", "liger"] = "auto"
+    """full makes all supervised logits at once; chunked a few rows at a time, so that a large vocabulary is never whole in
+    memory (exact); liger is liger-kernel's fused kernel (CUDA, extra `liger`); auto is chunked where the LLM allows it."""
     feature_cache: bool = False
     """Run frozen encoders once per image and volume and store their features in the run folder; pays when media are seen
-    several times, in epochs, questions or further runs. Exact."""
-    activation_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    several times, in epochs, questions or further runs. Exact. Not together with `augment`."""
+    augment: AugmentSection | None = None
+    """Change images and volumes a little, differently in each pass; default: not at all."""
+    activation_checkpointing: bool | list[PartName] = False
+    """Recompute activations in the backward pass: less memory, about a third more time. true, or the parts that do so."""
     compile: bool = False
     """`torch.compile` the model; pays on CUDA with shapes that repeat."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
@@ -247,13 +343,45 @@ class StageSection(Section):
             raise ValueError(f"a stage cannot be called {self.name!r}; the run folder uses that name")
         if self.epochs is not None and self.max_steps is not None:
             raise ValueError("give either `epochs` or `max_steps`, not both")
+        if self.augment is not None and self.feature_cache:
+            raise ValueError(
+                "`augment` changes the pixels in each pass and `feature_cache` runs the encoder once for all passes; "
+                "remove one of them"
+            )
+        if self.cross_entropy in ("chunked", "liger") and not self.supervised_logits:
+            raise ValueError(f"cross_entropy: {self.cross_entropy} needs `supervised_logits`")
         trained = {name: part for name, part in self.train.items() if part.mode != "frozen"}
         if not trained:
             raise ValueError("`train` names no part that trains; give at least one part the mode full or lora")
         without = [name for name, part in trained.items() if part.lr is None and self.lr is None]
         if without:
             raise ValueError(f"no learning rate for {', '.join(without)}; set the stage's `lr` or the part's")
+        if self.objective == "contrastive":
+            self._check_contrastive(list(self.train))
+        elif self.contrastive is not None:
+            raise ValueError("`contrastive` is for stages with `objective: contrastive`")
+        metrics = ("loss", "recall") if self.objective == "contrastive" else ("loss", "accuracy", "f1")
+        if self.evaluate is not None and self.evaluate.metric not in metrics:
+            raise ValueError(f"evaluate.metric of a {self.objective} stage is one of {', '.join(metrics)}")
         return self
+
+    def _check_contrastive(self, parts: list[str]) -> None:
+        if len(parts) != 1 or not parts[0].endswith("_encoder"):
+            raise ValueError(
+                f"a contrastive stage trains one encoder, `image_encoder` or `volume_encoder`, not {', '.join(parts)}; "
+                "the text encoder's setting is contrastive.text.train"
+            )
+        if self.batch_size < 2:
+            raise ValueError("a contrastive stage needs a batch_size of at least 2: a pair is told from the others")
+        if self.lr is None:
+            raise ValueError("a contrastive stage needs the stage's `lr`, for the projections and the temperature")
+        if self.template is not None or self.feature_cache:
+            raise ValueError("`template` and `feature_cache` have no meaning in a contrastive stage; remove them")
+
+    @property
+    def modality(self) -> Literal["image", "volume"]:
+        """What a contrastive stage pairs with texts."""
+        return "image" if "image_encoder" in self.train else "volume"
 
 
 class RunSection(Section):
@@ -269,8 +397,9 @@ class RunSection(Section):
     """Keep encoded samples in memory up to this size per loader process; for small data sets seen many times."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto takes the accelerator if there is one."""
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    """Several processes (torchrun): ddp shares gradients; fsdp also shards weights and optimiser state (FSDP2)."""
+    strategy: Literal["ddp", "fsdp", "zero2"] = "ddp"
+    """Several processes (torchrun): ddp shares gradients; fsdp also shards weights and optimiser state (FSDP2); zero2
+    shards gradients and optimiser state (DeepSpeed, extra `deepspeed`)."""
     tensorboard: bool = False
     """Also write TensorBoard files to `<stage>/tensorboard` (needs the extra `tensorboard`)."""
     progress: bool = True
@@ -296,6 +425,9 @@ class PhantomSection(Section):
     """Voxels (D, H, W) of a scan."""
     film: Annotated[int, Field(ge=32)] = 64
     """Side of a radiograph in pixels."""
+    readings: Annotated[int, Field(ge=0)] = 0
+    """Patients described in words only, `phantoms/readings.jsonl`: what an LLM that starts from nothing learns to answer
+    from. With any, the drawn patients also get `phantoms/{film,ct}-captions.jsonl` and `phantoms/{film,ct}-closed.jsonl`."""
 
 
 class Recipe(Section):
@@ -329,11 +461,22 @@ class Recipe(Section):
             at = f"stages[{index}] ({stage.name})"
             if stage.name in earlier:
                 raise ValueError(f"{at}: two stages have this name")
+            if self.model.encoder_only and stage.objective != "contrastive":
+                raise ValueError(f"{at}: it needs a language model; give `model.llm`, or `objective: contrastive`")
             self._check_data(at, stage)
+            quantized = [n for n, part in stage.train.items() if part.mode == "lora" and part.lora.quantize]
+            if quantized and self.run.strategy == "fsdp":
+                raise ValueError(
+                    f"{at}: train.{quantized[0]}.lora.quantize does not go with run.strategy fsdp; use ddp"
+                )
             known = self.model.part_names()
             strange = [part for part in stage.train if known and part not in known]
             if strange:
                 raise ValueError(f"{at}: the model has no part {strange[0]!r}; it has {', '.join(known)}")
+            augmented = stage.augment.settings() if stage.augment is not None else {}
+            without = [modality for modality in augmented if known and f"{modality}_encoder" not in known]
+            if without:
+                raise ValueError(f"{at}: `augment` names {without[0]}s and the model has no {without[0]} tower")
             source = stage.from_
             later = [other.name for other in self.stages[index:]]
             if source is not None and source in later:

@@ -12,8 +12,11 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from medmvl.files import write_text
+from medmvl.imaging.augment import Augmentation
 from medmvl.training.recipe import (
     PART_NAMES,
+    AugmentSection,
+    ContrastiveSection,
     DataSection,
     EvaluateSection,
     LLMSection,
@@ -23,14 +26,14 @@ from medmvl.training.recipe import (
     PhantomSection,
     Recipe,
     RunSection,
-    Section,
     StageSection,
+    TextEncoderSection,
     TokenizerSection,
     TowerSection,
 )
 
 #: Sections in reading order, with the path under which they stand.
-SECTIONS: tuple[tuple[str, type[Section]], ...] = (
+SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("", Recipe),
     ("model", ModelSection),
     ("model.llm", LLMSection),
@@ -40,6 +43,10 @@ SECTIONS: tuple[tuple[str, type[Section]], ...] = (
     ("stages[]", StageSection),
     ("stages[].train.PART", PartSection),
     ("stages[].train.PART.lora", LoRASection),
+    ("stages[].contrastive", ContrastiveSection),
+    ("stages[].contrastive.text", TextEncoderSection),
+    ("stages[].augment", AugmentSection),
+    ("stages[].augment.image, stages[].augment.volume", Augmentation),
     ("stages[].evaluate", EvaluateSection),
     ("run", RunSection),
     ("phantoms", PhantomSection),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import importlib
 import logging
@@ -16,10 +17,14 @@ from transformers.utils import logging as hf_logging
 
 from medmvl.data.dataset import SampleDataset
 from medmvl.data.mixture import Mixture
-from medmvl.errors import RecipeError, TrainingError, did_you_mean
+from medmvl.errors import RecipeError, TrainingError, did_you_mean, require
 from medmvl.files import PathLike
 from medmvl.models import MedMVLForConditionalGeneration
+from medmvl.models.head_loss import plain_head
 from medmvl.processing import MedMVLProcessor
+from medmvl.processing.pairs import PairProcessor
+from medmvl.training import zero
+from medmvl.training.augmentation import Augmenter
 from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler, StepShape, cost_of
 from medmvl.training.build import build
 from medmvl.training.callbacks import Bar, SaveAndStop, StageCallback, StepLog, StopSignal, TensorBoard
@@ -34,7 +39,7 @@ from medmvl.training.run_folder import RunFolder, save_finished
 from medmvl.training.stage import AppliedStage, apply_stage, print_stage
 from medmvl.training.state import is_sharded
 from medmvl.training.trainer import StageTrainer
-from medmvl.training.watch import Average, Watch
+from medmvl.training.watch import Average, HeldOut, Watch
 
 logger = logging.getLogger(__name__)
 
@@ -87,6 +92,11 @@ def train(
 
 def run_stage(recipe: Recipe, stage: StageSection, folder: RunFolder) -> None:
     """Run one stage from its start or its newest checkpoint to its finished one."""
+    if stage.objective == "contrastive":
+        from medmvl.training.contrastive import run_contrastive  # it builds on this file
+
+        run_contrastive(recipe, stage, folder)
+        return
     model, processor = load_start(recipe, stage, folder)
     set_seed(stage_seed(recipe, stage))
     if stage.template is not None:
@@ -97,8 +107,19 @@ def run_stage(recipe: Recipe, stage: StageSection, folder: RunFolder) -> None:
     if is_main_process():
         print_stage(applied, stage)
     trainer = build_trainer(recipe, stage, folder, applied, processor, mixture)
+    with attention(model.language_model, PACKED if trainer.packed else None):
+        run_to_the_end(trainer, stage, folder)
+    finish_stage(recipe, stage, folder, applied, processor)
+
+
+def run_to_the_end(trainer: StageTrainer, stage: StageSection, folder: RunFolder) -> None:
+    """Train from the newest checkpoint on, and choose the weights that the stage ends with.
+
+    Raises:
+        TrainingInterruptedError: if the run was asked to stop; a checkpoint is there.
+    """
     checkpoint = newest_whole(folder.checkpoints(stage.name))
-    with StopSignal(trainer), attention(model.language_model, PACKED if trainer.packed else None):
+    with StopSignal(trainer):
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.interrupted and trainer.state.global_step < trainer.state.max_steps:
         raise TrainingInterruptedError(
@@ -106,7 +127,7 @@ def run_stage(recipe: Recipe, stage: StageSection, folder: RunFolder) -> None:
             "and has written a checkpoint. The same command with --resume goes on from there."
         )
     trainer.settle(best=stage.evaluate is not None and stage.evaluate.patience is not None)
-    finish_stage(recipe, stage, folder, applied, processor)
+    trainer.whole_weights()
 
 
 def load_start(
@@ -117,6 +138,17 @@ def load_start(
     Raises:
         RecipeError: if an earlier stage that it starts from is not finished.
     """
+    source = ready_start(recipe, stage, folder)
+    model = MedMVLForConditionalGeneration.from_pretrained(source)
+    return model, MedMVLProcessor.from_pretrained(source)
+
+
+def ready_start(recipe: Recipe, stage: StageSection, folder: RunFolder) -> Path:
+    """Return the checkpoint folder that a stage starts from, after making it if it is the model as built.
+
+    Raises:
+        RecipeError: if it is an earlier stage that is not finished.
+    """
     source = start_folder(recipe, stage, folder)
     if source == folder.init and not folder.finished(source):
         set_seed(recipe.seed)
@@ -125,8 +157,7 @@ def load_start(
         barrier()
     if not folder.finished(source) and source.parent == folder.root:
         raise RecipeError(f"Stage {stage.name!r} starts from {source.name!r}, which is not finished. Run that first.")
-    model = MedMVLForConditionalGeneration.from_pretrained(source)
-    return model, MedMVLProcessor.from_pretrained(source)
+    return source
 
 
 def start_folder(recipe: Recipe, stage: StageSection, folder: RunFolder) -> Path:
@@ -157,10 +188,10 @@ def open_dataset(recipe: Recipe, name: str) -> SampleDataset:
     """Open one of the recipe's data sets."""
     section = recipe.data[name]
     roots = [recipe.path(root) if root is not None else None for root in (section.image_root, section.volume_root)]
-    return SampleDataset(recipe.path(section.path), *roots)
+    return SampleDataset(recipe.path(section.path), *roots, tasks=section.tasks)
 
 
-def use_volume_cache(recipe: Recipe, stage: StageSection, processor: MedMVLProcessor) -> None:
+def use_volume_cache(recipe: Recipe, stage: StageSection, processor: MedMVLProcessor | PairProcessor) -> None:
     """Let the processor take prepared volumes from the recipe's cache, if it names one.
 
     Raises:
@@ -193,23 +224,21 @@ def build_trainer(
     args = training_arguments(recipe, stage, folder, steps)
     shape = StepShape.of(stage.batch_size, stage.micro_batch_size, args.world_size)
     args.gradient_accumulation_steps = shape.accumulation
+    if recipe.run.strategy == "zero2" and args.world_size > 1:
+        args = with_zero(args, stage)
     args._n_gpu = min(args.n_gpu, 1)  # several GPUs in one process would mean DataParallel; torchrun is the way
     sampler = StepSampler(
         mixture, steps, shape, args.process_index, lambda number: cost_of(mixture.sample(number), processor)
     )
     packed = stage.packing and supports_packing(applied.model.language_model)
+    changes = stage.augment.settings() if stage.augment is not None else {}
+    augment = Augmenter.of(changes, processor, stage_seed(recipe, stage)) if changes else None
     stored = stored_media(stage, folder, applied, processor, mixture, args) if stage.feature_cache else None
-    callbacks: list[StageCallback] = [StepLog(folder.log, stage.name), SaveAndStop(stage.save_every)]
+    watch = None
     if stage.evaluate is not None:
-        held_out = {name: open_dataset(recipe, name) for name in stage.evaluate.data}
-        callbacks.append(Watch(folder.root, stage.name, stage.evaluate, held_out, processor, packed))
-    average = Average(stage.ema) if stage.ema is not None else None
-    if average is not None:
-        callbacks.append(average)
-    if recipe.run.tensorboard:
-        callbacks.append(TensorBoard(folder.stage(stage.name) / "tensorboard"))
-    if recipe.run.progress:
-        callbacks.append(Bar(stage.name))
+        held_out = held_out_data(recipe, stage)
+        watch = Watch(folder.root, stage.name, stage.evaluate, held_out, processor, packed)
+    callbacks, average = stage_callbacks(recipe, stage, folder, watch)
     if recipe.run.strategy == "fsdp" and args.world_size > 1:
         shard(applied.model, args.device, torch.bfloat16 if stage.precision == "bf16" else None)
         applied.rebind()
@@ -217,7 +246,7 @@ def build_trainer(
         applied,
         args,
         sampler,
-        EncodedRecords(mixture, processor, recipe.run.cache_megabytes * 2**20, stored),
+        EncodedRecords(mixture, processor, recipe.run.cache_megabytes * 2**20, stored, augment),
         BatchMaker(processor, packed, stage.supervised_logits),
         callbacks=list(callbacks),
         keep=stage.keep,
@@ -225,10 +254,57 @@ def build_trainer(
         schedule=stage.scheduler,
         prefetch=recipe.run.prefetch,
         average=average,
+        cross_entropy=loss_kernel(stage, applied, args.device),
     )
     for callback in callbacks:
         callback.trainer = trainer
     return trainer
+
+
+def held_out_data(recipe: Recipe, stage: StageSection) -> dict[str, SampleDataset]:
+    """Open what a stage looks at while it trains."""
+    return {name: open_dataset(recipe, name) for name in stage.evaluate.data} if stage.evaluate is not None else {}
+
+
+def stage_callbacks(
+    recipe: Recipe, stage: StageSection, folder: RunFolder, watch: HeldOut | None
+) -> tuple[list[StageCallback], Average | None]:
+    """Return what happens beside the steps of a stage, in order, and the moving average if there is one."""
+    callbacks: list[StageCallback] = [StepLog(folder.log, stage.name), SaveAndStop(stage.save_every)]
+    if watch is not None:
+        callbacks.append(watch)
+    average = Average(stage.ema) if stage.ema is not None else None
+    if average is not None:
+        callbacks.append(average)
+    if recipe.run.tensorboard:
+        callbacks.append(TensorBoard(folder.stage(stage.name) / "tensorboard"))
+    if recipe.run.progress:
+        callbacks.append(Bar(stage.name))
+    return callbacks, average
+
+
+def loss_kernel(stage: StageSection, applied: AppliedStage, device: torch.device) -> str | None:
+    """Return how the loss is computed from hidden states; None: from all supervised logits at once.
+
+    Raises:
+        RecipeError: if the recipe asks for a way that the LLM or the device does not allow.
+        MissingExtraError: if it asks for Liger and that is not installed.
+    """
+    possible = stage.supervised_logits and plain_head(applied.model.language_model) is not None
+    if stage.cross_entropy == "auto":
+        return "chunked" if possible else None
+    if stage.cross_entropy == "full":
+        return None
+    if not possible:
+        raise RecipeError(
+            f"cross_entropy: {stage.cross_entropy} needs an LLM whose logits are its head's output as it is; this one "
+            "changes them afterwards, or its head is not a plain linear layer. Use auto or full."
+        )
+    if stage.cross_entropy == "liger":
+        if device.type != "cuda":
+            raise RecipeError(f"cross_entropy: liger runs on CUDA devices, this run is on {device.type}. Use auto.")
+        require("liger_kernel", "liger")
+    return stage.cross_entropy
 
 
 def stored_media(
@@ -271,8 +347,6 @@ def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, s
         max_grad_norm=stage.max_grad_norm,
         bf16=stage.precision == "bf16",
         fp16=stage.precision == "fp16",
-        activation_checkpointing=stage.activation_checkpointing,
-        activation_checkpointing_kwargs={"use_reentrant": False} if stage.activation_checkpointing else None,
         torch_compile=stage.compile,
         seed=stage_seed(recipe, stage),
         use_cpu=use_cpu(run),
@@ -285,6 +359,20 @@ def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, s
         report_to=[],
         disable_tqdm=True,
     )
+
+
+def with_zero(args: TrainingArguments, stage: StageSection) -> TrainingArguments:
+    """Return the same settings with DeepSpeed's.
+
+    Raises:
+        RecipeError: for a stage that DeepSpeed cannot run here.
+        MissingExtraError: if DeepSpeed is not installed.
+    """
+    if stage.ema is not None:
+        raise RecipeError(
+            f"Stage {stage.name!r}: run.strategy zero2 keeps no moving average. Leave ema out, or use ddp."
+        )
+    return dataclasses.replace(args, deepspeed=zero.settings(stage))
 
 
 def use_cpu(run: RunSection) -> bool:

@@ -23,7 +23,6 @@ from transformers import PreTrainedModel
 
 from medmvl.errors import RecipeError
 from medmvl.files import write_json, write_text
-from medmvl.processing import MedMVLProcessor
 from medmvl.training.checkpoints import CHECKSUMS, link_or_copy, tidy, whole_files
 from medmvl.training.recipe import Recipe
 from medmvl.training.recipe_io import dump_recipe, read_yaml
@@ -38,6 +37,7 @@ FREE_STAGE_KEYS = (
     "activation_checkpointing",
     "compile",
     "feature_cache",
+    "cross_entropy",
 )
 
 
@@ -133,16 +133,19 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [path]
 
 
-def save_finished(
-    folder: Path, model: PreTrainedModel, processor: MedMVLProcessor, recipe: Recipe, stage: str | None
-) -> None:
-    """Write a finished, self-contained checkpoint: model, processor, recipe and environment."""
+def save_finished(folder: Path, model: PreTrainedModel, processor: Any, recipe: Recipe, stage: str | None) -> None:
+    """Write a finished, self-contained checkpoint, see `write_checkpoint`; until all of it is there it is not finished."""
     folder.mkdir(parents=True, exist_ok=True)
     with whole_files(folder) as aside:
-        model.save_pretrained(aside)
-        processor.save_pretrained(aside)
-        write_text(aside / "recipe.yaml", dump_recipe(recipe))
-        write_json(aside / "environment.json", {"stage": stage, **environment()})
+        write_checkpoint(aside, model, processor, recipe, stage)
+
+
+def write_checkpoint(folder: Path, model: PreTrainedModel, processor: Any, recipe: Recipe, stage: str | None) -> None:
+    """Write model, processor (anything with `save_pretrained`), recipe and environment into a folder."""
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    write_text(folder / "recipe.yaml", dump_recipe(recipe))
+    write_json(folder / "environment.json", {"stage": stage, **environment()})
 
 
 def environment() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,11 +16,13 @@ from peft import LoraConfig, LoraModel
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from medmvl.errors import RecipeError, did_you_mean
 from medmvl.models import MedMVLForConditionalGeneration, parts
 from medmvl.models.llms import lora_targets
+from medmvl.models.quantized import quantize_linears, restore_linears
 from medmvl.training.recipe import LoRASection, PartSection, StageSection
 
 ADAPTER = "default"
@@ -89,6 +92,7 @@ class AppliedStage:
         self.originals.clear()
         for part in self.trained:
             if part.adapters is not None:
+                restore_linears(part.adapters)
                 part.adapters.merge_and_unload(safe_merge=True)
         self.model.requires_grad_(True)
         return self.model
@@ -117,7 +121,27 @@ def apply_stage(model: MedMVLForConditionalGeneration, stage: StageSection) -> A
         parameter.data = parameter.data.float()  # the optimiser's master copy
     if stage.precision == "bf16":
         _shrink_frozen(applied)
+    checkpoint_activations(model, stage.activation_checkpointing)  # type: ignore[arg-type]
     return applied
+
+
+def checkpoint_activations(model: MedMVLForConditionalGeneration, chosen: bool | list[str]) -> None:
+    """Let layers recompute their activations in the backward pass: of all parts, or of the chosen ones.
+
+    Raises:
+        RecipeError: if the model has no such part, or the part has no layers that can do so.
+    """
+    available = parts(model)
+    names = (available if chosen else []) if isinstance(chosen, bool) else chosen
+    for name in names:
+        if name not in available:
+            raise RecipeError(f"activation_checkpointing names {name!r}. {did_you_mean(name, available)}")
+        layers = [module for module in available[name].modules() if hasattr(module, "gradient_checkpointing")]
+        if not layers and not isinstance(chosen, bool):
+            raise RecipeError(f"activation_checkpointing names {name!r}, which has no layers that can recompute.")
+        for layer in layers:
+            layer.gradient_checkpointing = True  # type: ignore[assignment]
+            layer._gradient_checkpointing_func = partial(checkpoint, use_reentrant=False)  # type: ignore[assignment]
 
 
 def _unfreeze(part: nn.Module, setting: PartSection, name: str) -> None:
@@ -133,7 +157,7 @@ def _unfreeze(part: nn.Module, setting: PartSection, name: str) -> None:
 
 
 def _add_adapters(part: nn.Module, settings: LoRASection, name: str) -> LoraModel:
-    """Put LoRA layers into a part, in place."""
+    """Put LoRA layers into a part, in place; on quantised layers if the settings say so."""
     targets = settings.targets or (lora_targets(part) if isinstance(part, PreTrainedModel) else _linear_names(part))
     config = LoraConfig(
         r=settings.r,
@@ -144,6 +168,8 @@ def _add_adapters(part: nn.Module, settings: LoRASection, name: str) -> LoraMode
         use_rslora=settings.rslora,
         bias="none",
     )
+    if settings.quantize is not None:
+        quantize_linears(part, settings.quantize)
     try:
         return LoraModel(part, config, ADAPTER)
     except ValueError as error:
@@ -154,10 +180,15 @@ def _add_adapters(part: nn.Module, settings: LoRASection, name: str) -> LoraMode
 
 
 def _linear_names(part: nn.Module) -> list[str]:
-    """Return the last names of a part's linear layers."""
-    names = {name.rpartition(".")[2] for name, module in part.named_modules() if isinstance(module, nn.Linear)}
+    """Return the last names of a part's linear layers; a number only with what it counts, since blocks have numbers too."""
+    names = {_last_name(name) for name, module in part.named_modules() if isinstance(module, nn.Linear)}
     # torch's MultiheadAttention reads its output layer's weight without calling the layer, so no adapter can sit there.
     return sorted(names - {"out_proj"} if _has_fused_attention(part) else names)
+
+
+def _last_name(name: str) -> str:
+    steps = name.split(".")
+    return ".".join(steps[-2:]) if steps[-1].isdigit() else steps[-1]
 
 
 def _has_fused_attention(part: nn.Module) -> bool:
@@ -187,7 +218,8 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
 def _shrink_frozen(applied: AppliedStage) -> None:
     """Hold frozen fp32 weights in bf16, keeping their values on the CPU for `finish`."""
     for name, parameter in applied.model.named_parameters():
-        if not parameter.requires_grad and parameter.dtype == torch.float32:
+        plain = type(parameter) is nn.Parameter  # torchao's quantised weights say float32 and are not
+        if not parameter.requires_grad and parameter.dtype == torch.float32 and plain:
             applied.originals[name] = parameter.data.to("cpu", copy=True)
             parameter.data = parameter.data.to(torch.bfloat16)
 

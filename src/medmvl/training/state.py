@@ -21,7 +21,7 @@ from medmvl.errors import CheckpointError
 
 _SHARD = re.compile(r"-(\d+)-of-(\d+)\.safetensors$")
 #: Stands between a parameter's name and the name of a value of its optimiser state.
-_STATE = "/"
+STATE_MARK = "/"
 
 
 def is_sharded(parameters: Mapping[str, nn.Parameter]) -> bool:
@@ -86,7 +86,7 @@ def load_weights(folder: Path, name: str, parameters: Mapping[str, nn.Parameter]
 def optimizer_values(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """Return an optimiser's state as `<parameter>/<value>` -> tensor."""
     return {
-        f"{name}{_STATE}{key}": value if isinstance(value, Tensor) else torch.tensor(value)
+        f"{name}{STATE_MARK}{key}": value if isinstance(value, Tensor) else torch.tensor(value)
         for name, parameter in parameters.items()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
@@ -98,7 +98,7 @@ def load_optimizer(
     """Put a saved state into an optimiser; scalars such as Adam's step count stay on the CPU, as torch keeps them."""
     reader = ValueReader(folder, name)
     for key in reader.names:
-        parameter_name, _, value_name = key.rpartition(_STATE)
+        parameter_name, _, value_name = key.rpartition(STATE_MARK)
         parameter, value = parameters[parameter_name], reader[key]
         if value.ndim:
             value = _like(parameter, value) if value.shape == parameter.shape else value.to(parameter.device)

@@ -29,6 +29,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from medmvl.errors import TrainingError
+from medmvl.training import zero
 from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler
 from medmvl.training.checkpoints import rotate, whole_folder
 from medmvl.training.stage import AppliedStage
@@ -102,6 +103,7 @@ class StageTrainer(Trainer):
         schedule: course of the learning rate, see `course`.
         prefetch: batches each loader process prepares ahead.
         average: moving average of the weights, saved with them.
+        cross_entropy: how the loss is computed, see the model's `forward`; None makes logits.
     """
 
     def __init__(
@@ -118,6 +120,7 @@ class StageTrainer(Trainer):
         schedule: str = "cosine",
         prefetch: int = 4,
         average: Average | None = None,
+        cross_entropy: str | None = None,
     ) -> None:
         use_cache = applied.model.config.use_cache if hasattr(applied.model.config, "use_cache") else None
         super().__init__(model=applied.model, args=args, train_dataset=records, callbacks=callbacks)
@@ -133,6 +136,7 @@ class StageTrainer(Trainer):
         self.interrupted = False  # agreed between all processes
         self.packed = make_batch.packed
         self.average = average
+        self.cross_entropy = cross_entropy
         self._sampler, self._make_batch = sampler, make_batch
         self._keep, self._stop_after_nans, self._prefetch = keep, stop_after_nans, prefetch
         self._schedule = schedule
@@ -179,7 +183,8 @@ class StageTrainer(Trainer):
         for key in ("ids", "tokens", "positions", "supervised"):
             inputs.pop(key, None)
         # With a cache, an LLM given reset positions would attend over the whole packed row.
-        return super().compute_loss(model, {**inputs, "use_cache": False}, *args, **kwargs)
+        own = {"use_cache": False, "cross_entropy": self.cross_entropy}
+        return super().compute_loss(model, inputs | own, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run forward and backward of a micro-batch and note its loss."""
@@ -256,7 +261,7 @@ class StageTrainer(Trainer):
         aside = target.with_name(f".{target.name}.ranks")
         aside.mkdir(parents=True, exist_ok=True)
         self._save_rng_state(str(aside))
-        if self._sharded or self.args.should_save:
+        if self._sharded or self.is_deepspeed_enabled or self.args.should_save:
             self._write_values(aside)
         torch.distributed.barrier()
         if self.args.should_save:
@@ -269,6 +274,14 @@ class StageTrainer(Trainer):
 
     def _write_values(self, folder: Path) -> None:
         """Write weights and optimiser state, or this process's piece of them."""
+        zeros = zero.zero_optimizer(self.optimizer)
+        if zeros is not None:
+            weights = zero.full_weights(self.applied.trainable())
+            moments = zero.optimizer_values(zeros, self.applied.trainable())
+            if self.args.should_save:
+                write_values(folder, WEIGHTS, weights)
+                write_values(folder, OPTIMIZER, moments)
+            return
         place = (self.args.process_index, self.args.world_size) if self._sharded else (0, 1)
         trainable = self.applied.trainable()
         write_values(folder, WEIGHTS, trainable, *place)
@@ -291,6 +304,22 @@ class StageTrainer(Trainer):
         assert isinstance(inner, torch.optim.Optimizer)
         return inner
 
+    def whole_weights(self) -> None:
+        """After the last step, put DeepSpeed's fp32 master copies into the model; all processes must call it."""
+        if zero.zero_optimizer(self.optimizer) is not None:
+            values = zero.full_weights(self.applied.trainable())
+            for name, parameter in self.applied.trainable().items():
+                parameter.data = values[name].to(parameter.device)
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        """Keep transformers from looking for a checkpoint of DeepSpeed's own; ours is loaded."""
+        if not self.is_deepspeed_enabled or resume_from_checkpoint is None:
+            return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
+        self._load_from_checkpoint(resume_from_checkpoint)
+        self._load_optimizer_and_scheduler(resume_from_checkpoint)
+        return prepared
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         """Put a checkpoint's weights into the model; every name and shape must be the same.
 
@@ -307,8 +336,11 @@ class StageTrainer(Trainer):
         """Put a checkpoint's optimiser state back; where the schedule stands follows from the step."""
         if checkpoint is None:
             return
-        optimizer, step = self._plain_optimizer(), self.state.global_step
-        load_optimizer(Path(checkpoint), OPTIMIZER, optimizer, self.applied.trainable())
+        step, optimizer, zeros = self.state.global_step, self.optimizer, zero.zero_optimizer(self.optimizer)
+        if zeros is not None:
+            zero.load(Path(checkpoint), WEIGHTS, OPTIMIZER, zeros, self.applied.trainable())
+        else:
+            load_optimizer(Path(checkpoint), OPTIMIZER, self._plain_optimizer(), self.applied.trainable())
         schedule: Any = self.lr_scheduler
         rates = [base * share(step) for base, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
         schedule.last_epoch, schedule._step_count, schedule._last_lr = step, step + 1, rates

@@ -167,6 +167,15 @@ def test_an_unreadable_original_volume_is_a_fault(tmp_path) -> None:
     assert sum(result.ledger.faults.values()) == 1
 
 
+def test_a_damaged_volume_does_not_stop_the_look_at_the_release(source, tmp_path) -> None:
+    first = source / "dataset/train_fixed/train_1/train_1_a/train_1_a_1.nii.gz"
+    data = bytearray(first.read_bytes())
+    data[40:80] = bytes(40)  # inside of the deflated stream: zlib, not gzip, complains
+    first.write_bytes(bytes(data))
+    records, _ = run("ct-rate", source, tmp_path / "out", tasks="report")
+    assert records["train"]
+
+
 def test_ready_npy_volumes_are_found_by_folder(source, tmp_path) -> None:
     for split in ("train", "valid"):
         for file in (source / f"dataset/{split}_fixed").rglob("*.nii.gz"):

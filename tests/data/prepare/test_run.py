@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import tracemalloc
 import zipfile
@@ -49,6 +50,23 @@ def test_strict_stops_at_the_first_fault_and_leaves_nothing_half(table) -> None:
     with pytest.raises(DataError, match="row 3: empty question or answer"):
         convert("folder", table / "src", table / "out", options={"image": "file", "question": "q"}, strict=True)
     assert list((table / "out").iterdir()) == []
+
+
+def test_rows_in_another_encoding_are_faults_like_others(table) -> None:
+    with (table / "src" / "table.csv").open("ab") as handle:
+        handle.write("a.png,What?,caf\xe9\r\n".encode("latin-1"))
+    options = {"image": "file", "question": "q"}
+    result = convert("folder", table / "src", table / "out", options=options, max_fault_share=0.9)
+    assert result.ledger.examples["row is not UTF-8"] == ["table.csv, line 5"]
+    with pytest.raises(DataError, match="3 of 4 items of folder are faulty"):
+        convert("folder", table / "src", table / "out", options=options)
+
+
+def test_an_image_of_no_bytes_is_a_fault(table) -> None:
+    (table / "src" / "b.png").write_bytes(b"")
+    options = {"image": "file", "question": "q"}
+    result = convert("folder", table / "src", table / "out", options=options, max_fault_share=0.9)
+    assert result.ledger.examples["image is an empty file"] == ["b.png"]
 
 
 def test_unknown_names_are_answered_with_the_closest(table) -> None:
@@ -134,9 +152,23 @@ def test_a_cut_off_download_is_said_to_be_one(tmp_path) -> None:
 
 
 def test_wrong_encodings_and_damaged_tables_are_named(tmp_path) -> None:
-    (tmp_path / "latin.csv").write_bytes("a,b\ncaf\xe9,1\n".encode("latin-1"))
-    with pytest.raises(DataError, match="is not UTF-8"):
+    (tmp_path / "latin.csv").write_bytes("a,b\nplain,0\ncaf\xe9,1\n".encode("latin-1"))
+    with pytest.raises(DataError, match="line 3: not UTF-8"):
         list(iter_csv(tmp_path / "latin.csv"))
+    faults = []
+    rows = list(iter_csv(tmp_path / "latin.csv", on_fault=lambda *fault: faults.append(fault)))
+    assert rows == [{"a": "plain", "b": "0"}]
+    assert faults == [("row is not UTF-8", "latin.csv, line 3")]
+    (tmp_path / "header.csv").write_bytes("\xe9t\xe9,b\n1,2\n".encode("latin-1"))
+    with pytest.raises(DataError, match="the header is not UTF-8"):
+        list(iter_csv(tmp_path / "header.csv"))
+    for encoding in ("utf-16", "utf-8-sig"):  # what spreadsheets write, told by the byte order mark
+        (tmp_path / "marked.csv").write_bytes("a,b\ncaf\xe9,左\n".encode(encoding))
+        assert list(iter_csv(tmp_path / "marked.csv", ["a"])) == [{"a": "caf\xe9", "b": "左"}]
+    whole = gzip.compress(("a,b\n" + "some text,1\n" * 5000).encode())
+    (tmp_path / "half.csv.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="damaged"):
+        list(iter_csv(tmp_path / "half.csv.gz"))
     (tmp_path / "bad.csv.gz").write_bytes(b"not gzip")
     with pytest.raises(DataError, match="damaged"):
         list(iter_csv(tmp_path / "bad.csv.gz"))
@@ -168,6 +200,9 @@ def test_a_shape_nobody_foresaw_is_a_message_not_a_crash(tmp_path) -> None:
     with pytest.raises(DataError, match="not in the documented layout"):
         convert("m3d-cap", tmp_path / "src", tmp_path / "out")
     assert not list((tmp_path / "out").glob("*.jsonl"))
+    (tmp_path / "flat/chestmnist.npz").mkdir(parents=True)
+    with pytest.raises(DataError, match="or damaged"):
+        convert("medmnist", tmp_path / "flat", tmp_path / "out")
 
 
 def test_a_split_is_a_plain_name_and_old_splits_do_not_stay(tmp_path) -> None:

@@ -8,13 +8,14 @@ because something is wrong with the source (`fault`). Nothing is skipped in sile
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from medmvl.data.prepare.tables import iter_table
 from medmvl.errors import DataError, did_you_mean
 from medmvl.registry import Registry
 
@@ -95,6 +96,10 @@ class Job:
     options: Any
     ledger: Ledger
     file: Path | None = None
+
+    def rows(self, table: Path, required: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a csv, xlsx or parquet table; rows in a foreign encoding are faults."""
+        return iter_table(table, required, self.ledger.fault)
 
     def find(self, pattern: str) -> list[Path]:
         """Return the files that match in the source or one folder below; deeper would walk millions of images."""

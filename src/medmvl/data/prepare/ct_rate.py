@@ -12,7 +12,7 @@ from pydantic import Field
 from medmvl.data.prepare.base import DATASETS, Converter, Job, Options, Record, Rows, dialog_record, yes_or_no
 from medmvl.data.prepare.ct_rate_release import find_release
 from medmvl.data.prepare.ct_rate_volumes import Volumes
-from medmvl.data.prepare.tables import iter_csv, iter_json_array
+from medmvl.data.prepare.tables import iter_json_array
 from medmvl.errors import DataError
 
 #: split -> names of its tables; the data set itself mixes "valid" and "validation"
@@ -90,7 +90,7 @@ class _Labels:
         if not file.is_file():
             job.ledger.note(f"No label table {file.name}: the records carry no labels.")
             return
-        for row in iter_csv(file, ["VolumeName"]):
+        for row in job.rows(file, ["VolumeName"]):
             name = row.pop("VolumeName")
             self._names = list(row)
             self._values[name] = bytes(int(float(value or 0)) for value in row.values())
@@ -190,7 +190,7 @@ def _shape(
 def _reports_from_csv(job: Job, base: Path, split: str, volumes: Volumes, labels: _Labels) -> Iterator[Record]:
     """Yield report records from the table of reports: "Findings: ... Impression: ..."."""
     file = base / "radiology_text_reports" / f"{TABLES[split]['reports']}.csv"
-    for row in iter_csv(file, ["VolumeName", "Findings_EN", "Impressions_EN"]):
+    for row in job.rows(file, ["VolumeName", "Findings_EN", "Impressions_EN"]):
         name = row["VolumeName"]
         path = volumes.path(name)
         if path is None:

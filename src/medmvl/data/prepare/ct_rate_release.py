@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import os
+import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -13,13 +14,12 @@ import nibabel
 import numpy as np
 
 from medmvl.data.prepare.base import Job
-from medmvl.data.prepare.tables import iter_csv
 from medmvl.errors import DataError
 
 METADATA = {"train": "train_metadata", "valid": "validation_metadata"}
 
 #: what nibabel raises for a file that is damaged or no NIfTI
-UNREADABLE = (OSError, EOFError, nibabel.filebasedimages.ImageFileError, ValueError)
+UNREADABLE = (OSError, EOFError, zlib.error, nibabel.filebasedimages.ImageFileError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ def read_rescale(job: Job, base: Path, split: str) -> dict[str, Rescale]:
     if not file.is_file():
         return {}
     table = {}
-    for row in iter_csv(file, ["VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing"]):
+    for row in job.rows(file, ["VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing"]):
         x, y = ast.literal_eval(row["XYSpacing"] or "[1.0, 1.0]")
         z = float(row["ZSpacing"] or "nan")
         if math.isnan(z):

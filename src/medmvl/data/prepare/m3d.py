@@ -12,7 +12,6 @@ from pydantic import Field
 from medmvl.data.prepare.base import DATASETS, Converter, Job, Options, Record, Rows, qa_record
 from medmvl.data.prepare.m3d_raw import has_raw, iter_raw
 from medmvl.data.prepare.media import relative_media
-from medmvl.data.prepare.tables import iter_csv
 from medmvl.errors import DataError
 from medmvl.files import read_json
 
@@ -123,7 +122,7 @@ def run_vqa(job: Job) -> Rows:
     job.ledger.note(NOT_HU)
     for split, files in tables.items():
         for file in files[:1]:
-            for number, row in enumerate(iter_csv(file, _COLUMNS)):
+            for number, row in enumerate(job.rows(file, _COLUMNS)):
                 yield from ((split, record) for record in _questions(job, file.parent, split, number, row))
 
 

@@ -17,13 +17,17 @@ from medmvl.files import atomic
 def relative_media(job: Job, *candidates: Path, kind: str = "image") -> str | None:
     """Return the first of `candidates` that exists, relative to the source; None, with a fault, if there is none.
 
-    A path that leaves the source (a symbolic link or "..") is a fault too.
+    A path that leaves the source (a symbolic link or "..") and a file of no bytes (a download that never began) are
+    faults, too.
     """
     for candidate in candidates:
         if not candidate.exists():
             continue
         if not candidate.resolve().is_relative_to(job.source.resolve()):
             job.ledger.fault(f"{kind} path leaves the source", candidate.name)
+            return None
+        if candidate.is_file() and not candidate.stat().st_size:
+            job.ledger.fault(f"{kind} is an empty file", candidate.name)
             return None
         return candidate.relative_to(job.source).as_posix()
     job.ledger.fault(f"{kind} is missing", "/".join(candidates[0].parts[-2:]))

@@ -11,7 +11,6 @@ from pydantic import Field
 
 from medmvl.data.prepare.base import DATASETS, Converter, Job, Options, Record, Rows, qa_record
 from medmvl.data.prepare.media import relative_media
-from medmvl.data.prepare.tables import iter_csv, iter_table
 from medmvl.errors import DataError
 
 PROMPT = "Generate a radiology report for the CT."
@@ -33,7 +32,7 @@ def run(job: Job) -> Rows:
     if reports is None:
         raise DataError(f"{job.source} holds no reports_final.xlsx. {MERLIN.layout}")
     labels = _labels(job)
-    for row in iter_table(reports):
+    for row in job.rows(reports):
         names = {_plain(key): key for key in row}
         study = row[_column(names, ("study id", "studyid", "id"), reports)]
         text = row[_column(names, ("findings", "findings text", "report", "text"), reports)]
@@ -61,7 +60,7 @@ def _labels(job: Job) -> dict[str, dict[str, int]]:
     if file is None:
         return {}
     table = {}
-    for row in iter_csv(file):
+    for row in job.rows(file):
         key = next((k for k in row if _plain(k) in ("study id", "studyid")), next(iter(row)))
         table[row[key]] = {k: int(float(v)) for k, v in row.items() if k != key and re.fullmatch(r"-?\d+(\.0)?", v)}
     return table

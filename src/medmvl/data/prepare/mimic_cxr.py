@@ -12,7 +12,7 @@ from medmvl.data.prepare.base import DATASETS, Converter, Job, Options, Record, 
 from medmvl.data.prepare.media import relative_media
 from medmvl.data.prepare.mimic_reports import Reports
 from medmvl.data.prepare.reports import report_text
-from medmvl.data.prepare.tables import iter_csv, iter_json_under
+from medmvl.data.prepare.tables import iter_json_under
 from medmvl.data.sample import IMAGE_PLACEHOLDER
 from medmvl.errors import DataError
 
@@ -69,11 +69,11 @@ def _studies(job: Job) -> Rows:
     split_table, metadata = _table(job, "-split"), _table(job, "-metadata")
     if split_table is None:
         raise DataError(f"{job.source} holds no mimic-cxr-2.0.0-split.csv.gz. {MIMIC_CXR.layout}")
-    views = _views(metadata)
+    views = _views(job, metadata)
     if not views:
         job.ledger.note("No metadata table: the views are unknown, and all images are kept.")
     studies: dict[str, Study] = {}
-    for row in iter_csv(split_table, ["dicom_id", "study_id", "subject_id", "split"]):
+    for row in job.rows(split_table, ["dicom_id", "study_id", "subject_id", "split"]):
         study = studies.setdefault(row["study_id"], Study(row["subject_id"], SPLITS.get(row["split"], row["split"])))
         study.images.append((row["dicom_id"], views.get(row["dicom_id"], "")))
     labels = _labels(job)
@@ -84,10 +84,10 @@ def _studies(job: Job) -> Rows:
             yield study.split, record
 
 
-def _views(metadata: Path | None) -> dict[str, str]:
+def _views(job: Job, metadata: Path | None) -> dict[str, str]:
     if metadata is None:
         return {}
-    return {row["dicom_id"]: row["ViewPosition"] for row in iter_csv(metadata, ["dicom_id", "ViewPosition"])}
+    return {row["dicom_id"]: row["ViewPosition"] for row in job.rows(metadata, ["dicom_id", "ViewPosition"])}
 
 
 def _labels(job: Job) -> dict[str, dict[str, int]]:
@@ -96,7 +96,7 @@ def _labels(job: Job) -> dict[str, dict[str, int]]:
     if table is None:
         return {}
     labels = {}
-    for row in iter_csv(table, ["study_id"]):
+    for row in job.rows(table, ["study_id"]):
         values = {k: int(float(v)) for k, v in row.items() if k not in ("subject_id", "study_id") and v}
         labels[row["study_id"]] = values
     return labels

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from medmvl.data.prepare.base import Job
 from medmvl.data.prepare.reports import split_sections
-from medmvl.data.prepare.tables import iter_csv
 from medmvl.errors import DataError
 
 
@@ -55,6 +54,6 @@ def _read_sectioned(job: Job) -> dict[str, dict[str, str]]:
     if file is None:
         return {}
     table = {}
-    for row in iter_csv(file, ["study", "impression", "findings"]):
+    for row in job.rows(file, ["study", "impression", "findings"]):
         table[row.pop("study")] = {name: " ".join(text.split()) for name, text in row.items() if text}
     return table

@@ -8,7 +8,6 @@ from pydantic import Field
 
 from medmvl.data.prepare.base import DATASETS, Converter, Job, Options, Record, Rows, qa_record
 from medmvl.data.prepare.media import relative_media
-from medmvl.data.prepare.tables import iter_csv
 from medmvl.errors import DataError
 
 #: RadFM's test prompt for captions; the questions for the two other types are ours.
@@ -39,7 +38,7 @@ def run(job: Job) -> Rows:
         if file is None:
             job.ledger.note(f"No {_SPLITS[split]}; the split {split!r} was not converted.")
             continue
-        for number, row in enumerate(iter_csv(file, ["name", "type", "context"])):
+        for number, row in enumerate(job.rows(file, ["name", "type", "context"])):
             record = _record(job, row, split, number, tasks)
             if record is not None:
                 yield split, record

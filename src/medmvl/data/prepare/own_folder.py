@@ -11,7 +11,6 @@ from pydantic import Field
 
 from medmvl.data.prepare.base import DATASETS, Converter, Job, Options, Record, Rows, qa_record, yes_or_no
 from medmvl.data.prepare.media import relative_media
-from medmvl.data.prepare.tables import iter_table
 from medmvl.errors import DataError
 
 
@@ -51,7 +50,7 @@ def run(job: Job) -> Rows:
         options.split,
     ]
     needed = [column for column in columns if column] + kept
-    for number, row in enumerate(iter_table(table, needed), start=2):
+    for number, row in enumerate(job.rows(table, needed), start=2):
         record = _record(job, table, row, number, kept)
         if record is not None:
             yield record.pop("_split"), record

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -20,6 +21,12 @@ from medmvl.errors import DataError
 from medmvl.files import PathLike, atomic, existing_folder, read_json, write_json
 
 MAX_FAULT_SHARE = 0.05
+
+#: What reading a source raises that is in no documented layout, or damaged where a converter did not expect it.
+_FOREIGN = (
+    *(KeyError, IndexError, AttributeError, TypeError, ValueError, RecursionError),
+    *(EOFError, IsADirectoryError, NotADirectoryError, zlib.error, zipfile.BadZipFile),
+)
 
 
 @dataclass(frozen=True)
@@ -75,10 +82,10 @@ def convert(
     job.out.mkdir(parents=True, exist_ok=True)
     try:
         counts = _write_splits(converter, job, limit, on_record)
-    except (KeyError, IndexError, AttributeError, TypeError, ValueError) as error:
+    except _FOREIGN as error:
         # Sources come in every shape; what a converter did not foresee is still the source's fault, not a crash.
         raise DataError(
-            f"{name}: something in {source} is not in the documented layout ({type(error).__name__}: {error}). "
+            f"{name}: something in {source} is not in the documented layout, or damaged ({type(error).__name__}: {error}). "
             f"Expected: {converter.layout} (--debug shows where)."
         ) from error
     files = {split: job.out / f"{split}.jsonl" for split in counts}

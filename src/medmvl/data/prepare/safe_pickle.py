@@ -38,6 +38,8 @@ def load_plain_pickle(path: Path) -> Any:
             IndexError,
             KeyError,
             TypeError,
-            UnicodeDecodeError,
+            AttributeError,
+            OverflowError,
+            MemoryError,  # a damaged length asks for the moon
         ) as error:
             raise DataError(f"{file} is not a readable pickle: {error}. Download it again.") from error

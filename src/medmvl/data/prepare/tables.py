@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import gzip
+import re
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,25 +17,50 @@ from medmvl.files import existing_file
 
 csv.field_size_limit(2**24)  # reports are longer than the default of 128 kB allows
 
+OnFault = Callable[[str, str], None]
+"""Is told the reason and the name of an item that cannot be used."""
 
-def iter_csv(path: Path, required: Iterable[str] = ()) -> Iterator[dict[str, str]]:
-    """Yield the rows of a csv file (also .gz), UTF-8 with or without a byte order mark.
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def iter_csv(path: Path, required: Iterable[str] = (), on_fault: OnFault | None = None) -> Iterator[dict[str, str]]:
+    """Yield the rows of a csv file (also .gz): UTF-8 with or without a byte order mark, or UTF-16 with one.
+
+    Args:
+        path: the table.
+        required: columns that must be there.
+        on_fault: told (reason, name) of a row in another encoding, which is then left out; without it such a row is an
+            error.
 
     Raises:
-        DataError: if the file is missing, not UTF-8, or lacks a required column.
+        DataError: if the file is missing or damaged, its header is in another encoding or lacks a required column.
     """
     file = existing_file(path, "table")
     opener: Callable[..., Any] = gzip.open if file.suffix == ".gz" else open
     try:
-        with opener(file, "rt", encoding="utf-8-sig", newline="") as handle:
+        with opener(file, "rb") as handle:
+            encoding = "utf-16" if handle.read(2) in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+        with opener(file, "rt", encoding=encoding, errors="surrogateescape", newline="") as handle:
             reader = csv.DictReader(handle)
-            require_columns(file, reader.fieldnames or (), required)
+            header = list(reader.fieldnames or ())
+            if any(map(_undecoded, header)):
+                raise DataError(f"{file}: the header is not UTF-8. Save the table as UTF-8.")
+            require_columns(file, header, required)
             for row in reader:
-                yield {key: (value or "").strip() for key, value in row.items() if key is not None}
-    except UnicodeDecodeError as error:
-        raise DataError(f"{file} is not UTF-8 ({error.reason} at byte {error.start}). Save it as UTF-8.") from error
-    except (EOFError, gzip.BadGzipFile, csv.Error) as error:
+                cells = {key: (value or "").strip() for key, value in row.items() if key is not None}
+                if not any(map(_undecoded, cells.values())):
+                    yield cells
+                elif on_fault is not None:
+                    on_fault("row is not UTF-8", f"{file.name}, line {reader.line_num}")
+                else:
+                    raise DataError(f"{file}, line {reader.line_num}: not UTF-8. Save the table as UTF-8.")
+    except (EOFError, gzip.BadGzipFile, zlib.error, csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{file} is damaged: {error}. Download it again.") from error
+
+
+def _undecoded(text: str) -> bool:
+    """Return whether a text holds bytes that were not in its file's encoding (kept as lone surrogates)."""
+    return not text.isascii() and _LONE_SURROGATE.search(text) is not None
 
 
 def iter_xlsx(path: Path, required: Iterable[str] = ()) -> Iterator[dict[str, str]]:
@@ -84,18 +111,16 @@ def iter_parquet(path: Path, required: Iterable[str] = ()) -> Iterator[dict[str,
         raise DataError(f"{file} is not a readable parquet file: {error}. Download it again.") from error
 
 
-def iter_table(path: Path, required: Iterable[str] = ()) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a .csv, .csv.gz, .tsv-like, .xlsx or .parquet file.
+def iter_table(path: Path, required: Iterable[str] = (), on_fault: OnFault | None = None) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a .csv, .csv.gz, .xlsx or .parquet file; `on_fault` as for `iter_csv`.
 
     Raises:
         DataError: for another suffix, or as the reader of that kind says.
     """
     suffix = path.name.lower().removesuffix(".gz").rsplit(".", 1)[-1]
-    readers: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {
-        "csv": iter_csv,
-        "xlsx": iter_xlsx,
-        "parquet": iter_parquet,
-    }
+    if suffix == "csv":
+        return iter_csv(path, required, on_fault)
+    readers: dict[str, Callable[..., Iterator[dict[str, Any]]]] = {"xlsx": iter_xlsx, "parquet": iter_parquet}
     if suffix not in readers:
         raise DataError(f"{path}: a table must be .csv, .csv.gz, .xlsx or .parquet.")
     return readers[suffix](path, required)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 
@@ -48,6 +49,16 @@ def ratio(numerator: Floats, denominator: Floats) -> Floats:
     """Divide, nan where the denominator is 0."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.where(denominator == 0, np.nan, np.divide(numerator, denominator))
+
+
+# Short answers repeat: of 50 000, a few hundred pairs of texts are different, and each is scored once.
+cached = lru_cache(maxsize=1 << 16)
+
+
+def text_metric(name: str, definition: str, score: Callable[[str, str], float], version: str = "1") -> Metric:
+    """Make a metric that is the mean of a score of (answer, reference) as the word-level metrics read them."""
+    known = cached(score)
+    return mean_metric(name, definition, lambda item: known(item.hypothesis, item.target), version)
 
 
 def mean_metric(name: str, definition: str, score: Callable[[Item], float | None], version: str = "1") -> Metric:

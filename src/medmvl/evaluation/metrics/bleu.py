@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from medmvl.evaluation.items import Item
-from medmvl.evaluation.metrics.base import Metric, Rows, mean_metric
+from medmvl.evaluation.metrics.base import Metric, Rows, cached, text_metric
 from medmvl.evaluation.metrics.ptb import ptb_tokens
 from medmvl.evaluation.statistics import Floats
 from medmvl.evaluation.text import Tokenizer, normalized_tokens, tokens_13a, whitespace_tokens
@@ -53,10 +53,9 @@ def sentence_bleu1(candidate: Sequence[str], reference: Sequence[str]) -> float:
 
 
 def _sentence_metric(name: str, definition: str, tokenize: Tokenizer) -> Metric:
-    def score(item: Item) -> float:
-        return sentence_bleu1(tokenize(item.hypothesis), tokenize(item.target))
-
-    return mean_metric(name, definition, score)
+    return text_metric(
+        name, definition, lambda answer, reference: sentence_bleu1(tokenize(answer), tokenize(reference))
+    )
 
 
 def coco_statistics(candidate: Sequence[str], reference: Sequence[str]) -> list[float]:
@@ -78,12 +77,13 @@ def coco_corpus_bleu(sums: Floats, order: int) -> Floats:
 
 
 def _coco_metric(order: int, tokenizer_name: str, tokenize: Tokenizer, *, drop_empty: bool) -> Metric:
+    @cached
+    def row(answer: str, target: str) -> list[float] | None:
+        candidate, reference = tokenize(answer), tokenize(target)
+        return None if drop_empty and not (candidate and reference) else coco_statistics(candidate, reference)
+
     def rows(items: Sequence[Item]) -> Rows:
-        pairs = ((tokenize(item.hypothesis), tokenize(item.target)) for item in items)
-        return [
-            None if drop_empty and not (candidate and reference) else coco_statistics(candidate, reference)
-            for candidate, reference in pairs
-        ]
+        return [row(item.hypothesis, item.target) for item in items]
 
     dropped = "items with an empty side are dropped, as published" if drop_empty else "empty answers count"
     return Metric(

@@ -63,11 +63,15 @@ def _similarity(candidate: _Vector, reference: _Vector) -> float:
 
 def cider_d(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[float]:
     """Return CIDEr-D of every (candidate, reference) pair, with document frequencies over all the references."""
-    grams = [(_grams(candidate), _grams(reference)) for candidate, reference in pairs]
-    documents = Counter(gram for _, reference in grams for gram in reference)
+    keys = [(tuple(candidate), tuple(reference)) for candidate, reference in pairs]
+    grams = {tokens: _grams(tokens) for pair in keys for tokens in pair}  # equal answers are counted once
+    documents: Counter[Gram] = Counter()
+    for reference, times in Counter(reference for _, reference in keys).items():
+        for gram in grams[reference]:
+            documents[gram] += times
     log_total = math.log(len(pairs)) if pairs else 0.0
-    vectors = ([_vector(side, documents, log_total) for side in pair] for pair in grams)
-    return [SCALE * _similarity(candidate, reference) for candidate, reference in vectors]
+    vectors = {tokens: _vector(counted, documents, log_total) for tokens, counted in grams.items()}
+    return [SCALE * _similarity(vectors[candidate], vectors[reference]) for candidate, reference in keys]
 
 
 def _cider_metric(tokenizer_name: str, tokenize: Tokenizer, *, drop_empty: bool) -> Metric:

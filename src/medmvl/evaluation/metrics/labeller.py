@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 
 from medmvl.data.prepare.medmnist_info import SUBSETS, spoken
 from medmvl.errors import EvaluationError
@@ -117,12 +118,14 @@ _CHEXPERT = _compiled(CHEXPERT_PATTERNS)
 
 
 @LABELLERS.register("rule-based-ct-rate")
+@lru_cache(maxsize=1 << 16)  # macro, micro and the table by finding ask for the same labels
 def label_ct_rate(text: str) -> dict[str, int]:
     """Label the 18 CT-RATE findings by rules."""
     return rule_labels(text, _CT_RATE)
 
 
 @LABELLERS.register("rule-based-chexpert")
+@lru_cache(maxsize=1 << 16)
 def label_chexpert(text: str) -> dict[str, int]:
     """Label the 14 CheXpert observations by rules; "No Finding" is 1 when no other but support devices is stated."""
     labels = rule_labels(text, _CHEXPERT)

@@ -12,8 +12,7 @@ from functools import cache
 from typing import Any
 
 from medmvl.errors import require
-from medmvl.evaluation.items import Item
-from medmvl.evaluation.metrics.base import mean_metric
+from medmvl.evaluation.metrics.base import cached, text_metric
 
 _SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
 
@@ -35,24 +34,25 @@ def _parts() -> tuple[Any, Any, Any]:
     return meteor.single_meteor_score, stem.PorterStemmer(), tokenize.NLTKWordTokenizer()
 
 
+@cached
 def word_tokens(text: str) -> list[str]:
     """Return NLTK word tokens, lower-cased; sentences are cut at ". " by rule instead of the punkt model."""
     tokenizer = _parts()[2]
     return [token for sentence in _SENTENCE_END.split(text.lower()) for token in tokenizer.tokenize(sentence)]
 
 
-def item_meteor(item: Item) -> float:
-    """Return METEOR (exact and stem) of one item; 0 for an empty answer."""
+def meteor(answer: str, target: str) -> float:
+    """Return METEOR (exact and stem) of an answer; 0 for an empty one."""
     score, stemmer, _ = _parts()
-    hypothesis, reference = word_tokens(item.hypothesis), word_tokens(item.target)
+    hypothesis, reference = word_tokens(answer), word_tokens(target)
     if not hypothesis or not reference:
         return 0.0
     return float(score(reference, hypothesis, stemmer=stemmer, wordnet=_NoSynonyms()))
 
 
-METEOR = mean_metric(
+METEOR = text_metric(
     "meteor-exact-stem",
     "Mean over items of NLTK's METEOR (alpha 0.9, beta 3, gamma 0.5) with exact and Porter-stem matches and without the "
     "WordNet stage; not the Java METEOR 1.5 of pycocoevalcap.",
-    item_meteor,
+    meteor,
 )

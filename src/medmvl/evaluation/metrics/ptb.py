@@ -9,6 +9,7 @@ abbreviations); docs/evaluation.md gives the measured agreement.
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 # pycocoevalcap's PUNCTUATIONS, less the upper-case bracket names that never match lower-cased tokens.
 _DROPPED = frozenset({"''", "'", "``", "`", ".", "?", "!", ",", ":", "-", "--", "...", ";"})
@@ -47,6 +48,7 @@ _NOT_CLITIC = re.compile(r"^(.+)n't$")
 _CLITIC_END = re.compile(r"^(.+?)('s|'m|'d|'ll|'re|'ve)$")
 
 
+@lru_cache(maxsize=1 << 16)  # four metrics of a report ask for the same tokens
 def ptb_tokens(text: str) -> list[str]:
     """Return the lower-cased tokens of `text` as the COCO caption scorers count them.
 

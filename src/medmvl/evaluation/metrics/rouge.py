@@ -11,7 +11,7 @@ from typing import Any
 
 from medmvl.errors import require
 from medmvl.evaluation.items import Item
-from medmvl.evaluation.metrics.base import mean_metric
+from medmvl.evaluation.metrics.base import Metric, cached, mean_metric, text_metric
 from medmvl.evaluation.metrics.ptb import ptb_tokens
 from medmvl.evaluation.text import Tokenizer, whitespace_tokens
 
@@ -32,8 +32,13 @@ def _scorer(*, chinese: bool) -> Any:
     return module.RougeScorer(["rouge1", "rougeL"], use_stemmer=False, tokenizer=_SplitTokenizer() if chinese else None)
 
 
+@cached
+def _rouge(answer: str, reference: str, chinese: bool) -> dict[str, float]:
+    return {kind: float(score.fmeasure) for kind, score in _scorer(chinese=chinese).score(reference, answer).items()}
+
+
 def _rouge_f(item: Item, kind: str) -> float:
-    return float(_scorer(chinese=item.chinese).score(item.target, item.hypothesis)[kind].fmeasure)
+    return _rouge(item.hypothesis, item.target, item.chinese)[kind]
 
 
 def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
@@ -56,8 +61,8 @@ def coco_rouge_l(candidate: Sequence[str], reference: Sequence[str]) -> float:
     return (1 + weight) * precision * recall / (recall + weight * precision)
 
 
-def _coco_item(tokenize: Tokenizer, item: Item) -> float:
-    return coco_rouge_l(tokenize(item.hypothesis), tokenize(item.target))
+def _coco(name: str, definition: str, tokenize: Tokenizer) -> Metric:
+    return text_metric(name, definition, lambda answer, reference: coco_rouge_l(tokenize(answer), tokenize(reference)))
 
 
 ROUGE_L = mean_metric(
@@ -70,13 +75,13 @@ ROUGE_1 = mean_metric(
     "Mean over items of ROUGE-1 F1 from the package rouge-score (no stemmer; Chinese by character); empty answer 0.",
     lambda item: _rouge_f(item, "rouge1"),
 )
-ROUGE_L_COCO_WHITESPACE = mean_metric(
+ROUGE_L_COCO_WHITESPACE = _coco(
     "rouge-l-coco-whitespace",
     "Mean over items of pycocoevalcap's ROUGE-L (LCS F, beta 1.2) on white-space tokens: CT-CHAT's scorer.",
-    lambda item: _coco_item(whitespace_tokens, item),
+    whitespace_tokens,
 )
-ROUGE_L_COCO_PTB = mean_metric(
+ROUGE_L_COCO_PTB = _coco(
     "rouge-l-coco-ptb",
     "Mean over items of pycocoevalcap's ROUGE-L (LCS F, beta 1.2) on PTB tokens.",
-    lambda item: _coco_item(ptb_tokens, item),
+    ptb_tokens,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from medmvl.errors import EvaluationError, did_you_mean
@@ -54,6 +54,9 @@ class Benchmark:
         profile: name of the scorer profile its columns come from.
         synthetic: whether the data are drawn, so that no number is a clinical claim.
         groups: record keys that the report breaks the scores down by.
+        retrieval: whether a dual encoder looks for the records' texts, instead of a model answering questions.
+        chance: items -> the same items as guessing would do on them, where that is the floor and not the most frequent
+            answer.
     """
 
     name: str
@@ -67,6 +70,8 @@ class Benchmark:
     profile: str | None = None
     synthetic: bool = False
     groups: tuple[str, ...] = ("task", "question_type", "content_type", "answer_type", "modality")
+    retrieval: bool = False
+    chance: Callable[[Sequence[Item]], list[Item]] | None = None
 
     def __post_init__(self) -> None:
         keys = [column.key for column in self.columns]

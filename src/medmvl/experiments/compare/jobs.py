@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
@@ -68,6 +69,7 @@ class Workers:
     announce: Callable[[str], None] = lambda text: None
     _running: set[int] = field(default_factory=set)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _stopping: threading.Event = field(default_factory=threading.Event)
 
     def run(self, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> list[Outcome]:
         """Run all jobs in an order that respects their needs; what needs a failed job is not run.
@@ -101,6 +103,8 @@ class Workers:
                         on_outcome(outcome)
             except BaseException:
                 self.stop()
+                for future in active:
+                    on_outcome(future.result())  # what was spent until now was spent
                 raise
         return list(outcomes.values())
 
@@ -119,16 +123,21 @@ class Workers:
                     changed = True
 
     def _one(self, job: Job, slot: int) -> Outcome:
-        self.announce(f"start  {job.what}")
-        begun = time.monotonic()
-        job.before()
         job.folder.mkdir(parents=True, exist_ok=True)
         with (job.folder / LOG).open("ab") as log:
+            if not self._alone(job, log.fileno()):
+                return Outcome(job, 0, skipped=True)
+            self.announce(f"start  {job.what}")
+            begun = time.monotonic()
+            job.before()
+            # The process inherits the locked file, so the folder stays locked for as long as it lives, also without us.
             process = subprocess.Popen(
                 job.command, stdout=log, stderr=subprocess.STDOUT, env=self._environment(slot), start_new_session=True
             )
             with self._lock:
                 self._running.add(process.pid)
+            if self._stopping.is_set():  # asked to stop between the two lines above
+                self.stop()
             # wait4 tells the peak memory of this one process, which Popen.wait does not.
             _, state, usage = os.wait4(process.pid, 0)
             process.returncode = os.waitstatus_to_exitcode(state)
@@ -137,6 +146,25 @@ class Workers:
         seconds = time.monotonic() - begun
         self.announce(f"{'done ' if process.returncode == 0 else 'FAILED'}  {job.what} ({seconds:.0f} s)")
         return Outcome(job, process.returncode, seconds, usage.ru_maxrss * 1024)
+
+    def _alone(self, job: Job, log: int) -> bool:
+        """Wait until no process of an earlier call is at work in the job's folder; return whether there is still work.
+
+        A runner that was killed outright (SIGKILL, out of memory) leaves its processes alive, and two of them in one
+        folder would spoil it.
+        """
+        waited = False
+        while not self._stopping.is_set():
+            try:
+                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not waited:
+                    self.announce(f"wait   {job.what}: a process of an earlier call is still at work there")
+                waited = True
+                time.sleep(1)
+                continue
+            return not (waited and job.done())
+        return False
 
     def _environment(self, slot: int) -> dict[str, str]:
         environment = dict(os.environ)
@@ -148,6 +176,7 @@ class Workers:
 
     def stop(self) -> None:
         """Ask every running process group to stop; a training saves a checkpoint first."""
+        self._stopping.set()
         with self._lock:
             for pid in self._running:
                 os.killpg(pid, signal.SIGTERM)

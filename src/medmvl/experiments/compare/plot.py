@@ -49,8 +49,8 @@ def _panel(axes: Any, entry: Mapping[str, Any], cost: Mapping[str, Any]) -> None
     axes.set_title(entry["title"], color=_GREY, fontsize=11)
     axes.set_xlabel("training per run (minutes)", color=_GREY)
     axes.set_ylabel(entry["headline"].replace("_", " "), color=_GREY)
-    axes.margins(x=0.25, y=0.15)
-    axes.set_xlim(left=0)
+    axes.margins(y=0.15)
+    axes.set_xlim(0, 1.3 * max(axes.get_xlim()[1], 1e-3))  # room for the names to the right of the points
     axes.tick_params(colors=_GREY)
     axes.grid(color="#94a3b8", alpha=0.25)
     for side in axes.spines.values():

@@ -167,7 +167,9 @@ def compare(
 
 
 def note_cost(outcome: Outcome) -> None:
-    """Add a line to the cost of the run's folder: what, seconds, bytes, exit status."""
+    """Add a line to the cost of the run's folder: what, seconds, bytes, exit status; nothing for what did not run."""
+    if outcome.skipped:
+        return
     row = {
         "job": outcome.job.what.split(": ", 1)[1],
         "seconds": round(outcome.seconds, 2),

@@ -18,7 +18,7 @@ from medmvl.evaluation.scoring import Answers, compare_answers, score_columns
 from medmvl.evaluation.tasks import Benchmark
 from medmvl.experiments.compare.matrix import Matrix, Run
 from medmvl.experiments.compare.plot import quality_against_cost
-from medmvl.experiments.compare.tables import markdown
+from medmvl.experiments.compare.tables import markdown, shown_metrics
 from medmvl.files import iter_jsonl, read_json, write_json, write_text
 
 Found = dict[str, dict[int, Answers]]
@@ -44,7 +44,8 @@ def write_summary(matrix: Matrix, runs: Sequence[Run], root: Path, failed: Seque
     plot = quality_against_cost(summary)
     write_json(root / "compare.json", summary)
     write_text(root / "table.md", markdown(summary))
-    write_text(root / "report.html", environment().get_template("compare.html.j2").render(summary=summary, plot=plot))
+    page = environment().get_template("compare.html.j2").render(summary=summary, plot=plot, shown=shown_metrics)
+    write_text(root / "report.html", page)
     return summary
 
 

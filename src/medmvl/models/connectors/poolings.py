@@ -140,10 +140,13 @@ class AttentionSpec(PoolingSpec):
     Attributes:
         queries: (h, w) of the output; default: the in-plane grid of the encoder.
         heads: attention heads; must divide the encoder's width.
+        query_std: spread of fresh queries. The published 0.02 makes all of them average all tokens at first, which a
+            pretrained encoder gets over; with an encoder that starts from nothing, 1 lets them differ from the start.
     """
 
     queries: tuple[int, int] | None = None
     heads: int = 8
+    query_std: float = 0.02
 
     def output_grid(self, grid: Grid) -> Grid:
         """Return the grid of the queries."""
@@ -156,16 +159,16 @@ class AttentionSpec(PoolingSpec):
                 f"The pooling 'attention' has {self.heads} heads, which do not divide the encoder's width {hidden_size}. "
                 "Set `heads` to a divisor."
             )
-        return AttentionPooling(hidden_size, self.output_grid(grid).tokens, self.heads)
+        return AttentionPooling(hidden_size, self.output_grid(grid).tokens, self.heads, self.query_std)
 
 
 class AttentionPooling(nn.Module):
     """(N, T, C) -> (N, queries, C) by one multi-head cross-attention."""
 
-    def __init__(self, hidden_size: int, queries: int, heads: int) -> None:
+    def __init__(self, hidden_size: int, queries: int, heads: int, query_std: float = 0.02) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.empty(queries, hidden_size))
-        nn.init.trunc_normal_(self.query, std=0.02)
+        nn.init.trunc_normal_(self.query, std=query_std)
         self.attn = nn.MultiheadAttention(hidden_size, heads, batch_first=True)
 
     def forward(self, features: Tensor) -> Tensor:

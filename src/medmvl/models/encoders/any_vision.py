@@ -17,7 +17,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from medmvl.errors import ModelError
 from medmvl.models.encoders.base import ENCODERS, EncoderModule, EncoderSpec
-from medmvl.models.encoders.transformers_vision import drop_mask_token
+from medmvl.models.encoders.published import check_found, load_pretrained
+from medmvl.models.encoders.transformers_vision import FAMILIES, drop_mask_token
 from medmvl.models.visual_tokens import Grid
 
 #: Side of an image where neither the settings nor the config names one.
@@ -48,6 +49,8 @@ class AnyVisionSpec(EncoderSpec):
                 f"The encoder {self.name!r} takes a vision config of model_type {self.name!r}, got {kind!r}. "
                 "Use the encoder 'transformers' for any other model."
             )
+        if kind in FAMILIES:
+            raise ModelError(f"The model_type {kind!r} has an encoder of its own: name it {FAMILIES[kind].encoder!r}.")
         return self
 
     @property
@@ -95,7 +98,10 @@ class AnyVisionSpec(EncoderSpec):
     def from_pretrained(cls, folder: str, **settings: Any) -> tuple[EncoderSpec, EncoderModule]:
         """Take config and weights from a folder or hub name."""
         spec = cls.spec_from_pretrained(folder, **settings)
-        return spec, AnyVisionEncoder(spec, AutoModel.from_pretrained(folder, config=spec.hf_config()))
+        model, missing = load_pretrained(AutoModel, folder, config=spec.hf_config())
+        encoder = AnyVisionEncoder(spec, model)
+        check_found(encoder, missing, folder, "model.")
+        return spec, encoder
 
 
 class AnyVisionEncoder(EncoderModule):
@@ -143,9 +149,14 @@ def _layout(settings: str, size: tuple[int, ...], channels: int) -> tuple[tuple[
     try:
         with torch.device("meta"), torch.no_grad():
             model = AutoModel.from_config(config).eval()
-            features = model(pixel_values=torch.zeros(1, channels, *size)).last_hidden_state
+            features = model(pixel_values=torch.zeros(2, channels, *size)).last_hidden_state
     except Exception as error:  # the model is anyone's: whatever it raises means that it does not take such an image
         raise ModelError(f"The vision model {config.model_type!r} does not take images of {size}: {error}") from error
+    if features.shape[0] != 2 or getattr(config, "mask_ratio", 0):
+        raise ModelError(
+            f"The vision model {config.model_type!r} joins the images of a batch, or hides patches at random (mask_ratio): its "
+            "features have no fixed places. Take a plain one (the encoder of a masked autoencoder is a 'vit')."
+        )
     if features.ndim == 4:
         return (features.shape[2], features.shape[3]), 0, features.shape[1]
     if features.ndim == 3:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from medmvl.models.encoders.base import ENCODERS, EncoderModule, EncoderSpec, divided
 from medmvl.models.encoders.cuboids import cuboids, layers_used
@@ -111,6 +112,10 @@ _CONFIG = {
 }
 
 
+class Layer(GradientCheckpointingLayer, nn.TransformerEncoderLayer):
+    """torch's layer, whose activations may be recomputed."""
+
+
 class MedMClip(EncoderModule):
     """(N, 1, D, H, W) -> (N, patches [+ 1], width), patches in (d, h, w) order, the class token first."""
 
@@ -127,8 +132,7 @@ class MedMClip(EncoderModule):
         self.position_embedding = nn.Parameter(torch.zeros(1, torch.Size(self._grid).numel() + 1, spec.width))
         nn.init.trunc_normal_(self.position_embedding, std=0.02)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(spec.width, spec.heads, spec.mlp, dropout=0.0, batch_first=True)
-            for _ in range(spec.used_layers)
+            Layer(spec.width, spec.heads, spec.mlp, dropout=0.0, batch_first=True) for _ in range(spec.used_layers)
         )
 
     def forward(self, pixels: Tensor) -> Tensor:

@@ -9,12 +9,21 @@ from medmvl.errors import ModelError
 from medmvl.models.encoders.base import EncoderModule, EncoderSpec, encoder_spec
 from medmvl.models.encoders.published import load_published, read_config
 
+#: What the folders of ours say they are: a model with an LLM, or the dual encoder of a contrastive stage.
+MODEL, DUAL_ENCODER = "medmvl", "medmvl-dual-encoder"
+
+
+def own_kind(folder: str) -> str | None:
+    """Return what kind of MedM-VL checkpoint a local folder is; None for a hub name or another model's folder."""
+    if not (Path(folder) / "config.json").is_file():
+        return None
+    kind = read_config(folder, "checkpoint").get("model_type")
+    return kind if kind in (MODEL, DUAL_ENCODER) else None
+
 
 def is_own_checkpoint(folder: str) -> bool:
-    """Say whether `folder` is a local MedM-VL checkpoint; a hub name or another model's folder is not."""
-    if not (Path(folder) / "config.json").is_file():
-        return False
-    return read_config(folder, "checkpoint").get("model_type") == "medmvl"
+    """Say whether `folder` is a local MedM-VL checkpoint of either kind."""
+    return own_kind(folder) is not None
 
 
 def own_spec(folder: str, settings: dict[str, Any]) -> EncoderSpec:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import nn
+from transformers.utils import logging
 
 from medmvl.errors import CheckpointError, ModelError
 from medmvl.models.weights import Weights
@@ -30,6 +32,42 @@ def read_config(folder: str, what: str) -> dict[str, Any]:
             f"The {what} {folder!r} cannot be read: {path} is missing or not JSON. Give a local folder that holds "
             "config.json and the weights."
         ) from error
+
+
+def load_pretrained(auto: Any, source: str, **options: Any) -> tuple[Any, set[str]]:
+    """Return a transformers model with the weights of a folder or hub name, and the names of weights it did not find there.
+
+    Weights that are left over (a text tower, a classifier) are no news here, and transformers' table of them is kept quiet.
+
+    Raises:
+        ModelError: if it cannot be loaded.
+    """
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        model, info = auto.from_pretrained(source, output_loading_info=True, **options)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{source!r} cannot be loaded: {str(error).strip().splitlines()[0]}") from error
+    finally:
+        logging.set_verbosity(level)
+    return model, set(info["missing_keys"])
+
+
+def check_found(module: nn.Module, missing: set[str], source: str, prefix: str = "") -> None:
+    """Refuse a module that would run on weights that were not in its folder, and are random therefore.
+
+    Args:
+        missing: names without `prefix`; those of parts that the module has dropped do not matter.
+
+    Raises:
+        CheckpointError: naming one.
+    """
+    lost = sorted(name for name in missing if f"{prefix}{name}" in module.state_dict())
+    if lost:
+        raise CheckpointError(
+            f"{source!r} lacks {len(lost)} weight(s) of the model that its config.json describes, such as {lost[0]}. Copy the "
+            "folder again."
+        )
 
 
 def load_published(module: nn.Module, folder: str, rename: Renaming) -> None:

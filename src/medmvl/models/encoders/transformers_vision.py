@@ -13,11 +13,12 @@ from typing import Any, Literal
 
 from pydantic import model_validator
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 
 from medmvl.errors import ModelError
 from medmvl.models.encoders.base import ENCODERS, EncoderModule, EncoderSpec, divided
 from medmvl.models.encoders.positions import say_interpolated
+from medmvl.models.encoders.published import check_found, load_pretrained
 from medmvl.models.visual_tokens import Grid
 
 
@@ -151,9 +152,7 @@ class TransformersVisionSpec(EncoderSpec):
     @classmethod
     def spec_from_pretrained(cls, folder: str, **settings: Any) -> TransformersVisionSpec:
         """Take the vision part of the config in a folder or under a hub name."""
-        config = AutoConfig.from_pretrained(folder)
-        config = getattr(config, "vision_config", config)
-        return cls(vision_config=config.to_dict(), **settings)
+        return cls(vision_config=vision_settings(folder), **settings)
 
     @classmethod
     def from_pretrained(cls, folder: str, **settings: Any) -> tuple[EncoderSpec, EncoderModule]:
@@ -161,7 +160,31 @@ class TransformersVisionSpec(EncoderSpec):
         spec = cls.spec_from_pretrained(folder, **settings)
         module = spec.build()
         assert isinstance(module, TransformersVisionEncoder)
-        return spec, type(module)(spec, AutoModel.from_pretrained(folder, config=spec.hf_config()))
+        model, missing = load_pretrained(AutoModel, folder, config=spec.hf_config())
+        encoder = type(module)(spec, model)
+        check_found(encoder, missing, folder, "model.")
+        return spec, encoder
+
+
+def vision_settings(folder: str) -> dict[str, Any]:
+    """Return the vision part of a model's config, complete, with its `model_type`; the text part is not looked at.
+
+    Args:
+        folder: local folder or hub name.
+
+    Raises:
+        ModelError: if it cannot be read.
+    """
+    try:
+        settings, _ = PreTrainedConfig.get_config_dict(folder)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"The encoder {folder!r} cannot be read: {str(error).splitlines()[0]}") from error
+    vision = settings.get("vision_config") or settings
+    kind = vision.get("model_type") or f"{settings.get('model_type')}_vision_model"
+    if kind not in CONFIG_MAPPING:  # whoever asked says what it takes
+        return {**vision, "model_type": kind}
+    values = {key: value for key, value in vision.items() if key != "model_type"}
+    return AutoConfig.for_model(kind, **values).to_dict()
 
 
 class TransformersVisionEncoder(EncoderModule):

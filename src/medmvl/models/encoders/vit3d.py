@@ -8,6 +8,7 @@ import torch
 from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from medmvl.errors import ModelError
 from medmvl.models.encoders.base import ENCODERS, EncoderModule, EncoderSpec, divided
@@ -125,7 +126,7 @@ def conv_stem(spec: ViT3DSpec) -> nn.Module:
     return nn.Sequential(*layers, nn.Conv3d(channels, spec.width, 1))
 
 
-class Block(nn.Module):
+class Block(GradientCheckpointingLayer):
     """Pre-norm self-attention and MLP with exact GELU."""
 
     def __init__(self, width: int, heads: int, hidden: int, qkv_bias: bool = True) -> None:

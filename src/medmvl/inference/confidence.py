@@ -1,0 +1,56 @@
+"""How sure a model was of its answer: the probability of the tokens that it chose, noted while they are generated."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor
+
+
+class ChosenTokens(LogitsProcessor):
+    """Notes the log-probability of every chosen token; changes nothing.
+
+    A processor sees the logits of a step, and the token that was chosen from them only one step later, so one (B, V)
+    tensor is kept, whatever the length of the answers. Not for beam search, where rows change places.
+    """
+
+    def __init__(self) -> None:
+        self._steps: list[Tensor] = []
+        self._last: Tensor | None = None
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        """Note the token at the end of `input_ids` (B, T) and keep the distribution of the next; return `scores`."""
+        self._note(input_ids)
+        self._last = torch.log_softmax(scores.float(), dim=-1)
+        return scores
+
+    def _note(self, sequences: Tensor) -> None:
+        if self._last is not None:
+            self._steps.append(self._last.gather(1, sequences[:, -1:]).squeeze(1))
+
+    def probabilities(self, sequences: Tensor, lengths: list[int]) -> list[float]:
+        """Return the probability of each row's answer.
+
+        Args:
+            sequences: (B, T) what `generate` returned.
+            lengths: number of tokens of each answer; what follows in a row is padding.
+        """
+        self._note(sequences)
+        self._last = None
+        logs = torch.stack(self._steps, dim=1).tolist()
+        return [math.exp(math.fsum(row[:length])) for row, length in zip(logs, lengths, strict=True)]
+
+
+def beam_probabilities(scores: Tensor, lengths: list[int], length_penalty: float | None) -> list[float]:
+    """Return the probability of each answer of a beam search.
+
+    Args:
+        scores: (B,) `sequences_scores`: the summed log-probability over length ** penalty.
+        lengths: number of tokens of each answer, the end token included.
+        length_penalty: of the generation config; None is transformers' default 1.
+    """
+    penalty = 1.0 if length_penalty is None else length_penalty
+    pairs = zip(scores.tolist(), lengths, strict=True)
+    return [math.exp(min(0.0, score * length**penalty)) for score, length in pairs]

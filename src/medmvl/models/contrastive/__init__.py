@@ -1,0 +1,11 @@
+"""Contrastive pretraining: an encoder of images or volumes beside one of texts."""
+
+from transformers import AutoConfig
+
+from medmvl.models.contrastive.configuration import ContrastSpec, DualEncoderConfig
+from medmvl.models.contrastive.modeling import DualEncoder, DualEncoderOutput
+from medmvl.models.contrastive.pairing import Pairing
+
+AutoConfig.register(DualEncoderConfig.model_type, DualEncoderConfig, exist_ok=True)
+
+__all__ = ["ContrastSpec", "DualEncoder", "DualEncoderConfig", "DualEncoderOutput", "Pairing"]
