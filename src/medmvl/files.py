@@ -37,7 +37,8 @@ def atomic(path: PathLike) -> Iterator[Path]:
 def write_text(path: PathLike, text: str) -> None:
     """Write UTF-8 `text` to `path`, whole or not at all."""
     with atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # Half of a surrogate pair cannot be UTF-8; written as \\ud800 it stays valid JSON and harmless elsewhere.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: PathLike, value: Any, *, indent: int | None = 2) -> None:

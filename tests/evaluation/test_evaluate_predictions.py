@@ -96,25 +96,27 @@ def test_unknown_names_get_the_closest(tmp_path, predictions):
 
 def test_faults_are_counted_named_and_stop_a_strict_run(tmp_path, phantom_rows):
     silent = {**phantom_rows[0], "id": "silent", "answer": " "}
-    rows = [*phantom_rows, phantom_rows[0], {"prediction": "x"}, {"id": "lost"}, ["list"], silent]
+    strange = {"id": "strange", "conversations": ["Is it?", "yes"], "prediction": "no"}
+    rows = [*phantom_rows, phantom_rows[0], {"prediction": "x"}, {"id": "lost"}, ["list"], silent, strange]
     path = tmp_path / "faulty.jsonl"
     write_jsonl(path, rows)
     with path.open("a") as handle:
         handle.write('{"id": "cut off by a ki')
     with pytest.raises(EvaluationError, match="id seen twice: 0-closed"):
         evaluate_predictions(path, "phantom-2d", tmp_path / "strict", strict=True)
-    with pytest.raises(EvaluationError, match=r"9\.1% of the rows are faulty.*no prediction: 1 \(lost\)"):
+    with pytest.raises(EvaluationError, match=r"10\.4% of the rows are faulty.*no prediction: 1 \(lost\)"):
         evaluate_predictions(path, "phantom-2d", tmp_path / "out")
     faults = read_json(tmp_path / "out" / "results.json")["benchmarks"]["phantom-2d"]["faults"]
     assert faults == {
+        "conversation is no list of turns": {"count": 1, "first": ["strange"]},
         "id seen twice": {"count": 1, "first": ["0-closed"]},
         "no id": {"count": 1, "first": ["row 62"]},
         "no prediction": {"count": 1, "first": ["lost"]},
         "not an object": {"count": 1, "first": ["row 64"]},
         "no reference answer": {"count": 1, "first": ["silent"]},
-        "not JSON": {"count": 1, "first": ["line 66"]},
+        "not JSON": {"count": 1, "first": ["line 67"]},
     }
-    evaluate_predictions(path, "phantom-2d", tmp_path / "out", max_faulty=0.1)
+    evaluate_predictions(path, "phantom-2d", tmp_path / "out", max_faulty=0.2)
 
 
 def test_missing_answers_count_as_empty_and_unknown_ones_do_not_count(tmp_path, predictions, phantom_rows):
@@ -142,3 +144,14 @@ def test_files_that_cannot_be_read_say_so(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(EvaluationError, match="no prediction that can be scored"):
         evaluate_predictions(tmp_path / "empty.jsonl", "phantom-2d", tmp_path)
+
+
+def test_what_is_not_text_or_no_path_is_no_crash(tmp_path, phantom_rows):
+    rows = [dict(row) for row in phantom_rows]
+    rows[0]["prediction"] = "half a pair: \ud800"
+    rows[1] |= {"image": 1.5, "id": "\ud800"}
+    (tmp_path / "odd.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    results = evaluate_predictions(tmp_path / "odd.jsonl", "phantom-2d", tmp_path / "out")
+    assert results["benchmarks"]["phantom-2d"]["counts"]["records"] == len(rows)
+    cases = read_json(tmp_path / "out" / "details" / "phantom-2d.json")["cases"]
+    assert any("\ud800" in case["prediction"] for case in cases)  # the worst closed answer, as it was

@@ -75,7 +75,7 @@ def pick_cases(
 
 
 def _lot(identifier: str) -> str:
-    return hashlib.sha256(identifier.encode()).hexdigest()
+    return hashlib.sha256(identifier.encode(errors="backslashreplace")).hexdigest()
 
 
 def take_turns(ranked: list[Item]) -> list[Item]:

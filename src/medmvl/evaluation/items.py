@@ -106,6 +106,13 @@ def _joined_parts(parts: Any) -> str:
     return str(parts)
 
 
+def media_paths(record: Mapping[str, Any], *keys: str) -> list[str]:
+    """Return the paths that a record gives under the first of `keys` that it has; what is no path is passed over."""
+    value: Any = next((record[key] for key in keys if record.get(key)), [])
+    entries = [value] if isinstance(value, str) else value if isinstance(value, list) else []
+    return [entry for entry in entries if isinstance(entry, str)]
+
+
 def make_item(record: Mapping[str, Any]) -> Item:
     """Make an Item of a predictions row that has an `id` and a `prediction`.
 
@@ -170,6 +177,9 @@ def _fault(row: Any, number: int, seen: set[str]) -> tuple[str, str]:
         return "no prediction", str(row["id"])
     if str(row["id"]) in seen:
         return "id seen twice", str(row["id"])
+    turns = row.get("conversations") or row.get("messages") or []
+    if not (isinstance(turns, list) and all(isinstance(turn, dict) for turn in turns)):
+        return "conversation is no list of turns", str(row["id"])
     if not has_reference(row):
         return "no reference answer", str(row["id"])
     return "", ""

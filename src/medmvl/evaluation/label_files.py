@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from medmvl.errors import EvaluationError
-from medmvl.evaluation.items import Faults, Item
+from medmvl.evaluation.items import Faults, Item, media_paths
 from medmvl.files import existing_file, read_json
 
 LabelTable = dict[str, dict[str, float]]
@@ -56,11 +56,9 @@ def _value(file: Path, key: Any, name: str, cell: Any) -> float:
 def keys_of(item: Item) -> list[str]:
     """Return the keys under which a label file may hold this item: its id, then file names with and without suffix."""
     keys = [item.id]
-    for name in ("image3d", "volume", "image"):
-        value = item.record.get(name) or []
-        for path in [value] if isinstance(value, str) else value:
-            base = Path(path).name
-            keys += [base, base.split(".")[0]]
+    for path in (*media_paths(item.record, "image3d", "volume"), *media_paths(item.record, "image")):
+        base = Path(path).name
+        keys += [base, base.split(".")[0]]
     return keys
 
 

@@ -12,7 +12,7 @@ from PIL import Image as PILImage
 from PIL import ImageDraw
 
 from medmvl.errors import DataError, EvaluationError
-from medmvl.evaluation.items import Item
+from medmvl.evaluation.items import Item, media_paths
 from medmvl.evaluation.metrics.boxes import Box, image_size, is_located, parse_boxes, reference_boxes
 from medmvl.files import resolve_under
 from medmvl.imaging import WINDOWS, Volume, read_image, read_volume
@@ -43,8 +43,7 @@ class Picture:
 
 def draw_case(item: Item, roots: MediaRoots) -> Picture:
     """Draw the first image or volume of an item; a file that cannot be read gives a note, not an error."""
-    images = _paths(item, "image")
-    volumes = _paths(item, "image3d") or _paths(item, "volume")
+    images, volumes = media_paths(item.record, "image"), media_paths(item.record, "image3d", "volume")
     try:
         if images:
             return _draw_image(item, _locate(images[0], roots.image, "image"), more=len(images) - 1)
@@ -53,11 +52,6 @@ def draw_case(item: Item, roots: MediaRoots) -> Picture:
     except DataError as error:
         return Picture(None, f"no picture: {error}")
     return Picture(None, "text only")
-
-
-def _paths(item: Item, key: str) -> list[str]:
-    value = item.record.get(key) or []
-    return [value] if isinstance(value, str) else list(value)
 
 
 def _locate(path: str, root: Path | None, what: str) -> Path:
