@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from medmvl.data.dataset import SampleDataset
 from medmvl.data.mixture import Mixture
@@ -312,6 +313,24 @@ def test_stored_features_stand_for_frozen_encoders(recipe, tmp_path, monkeypatch
     again = recipe(stage | {"feature_cache": True, "max_steps": 1}, {"train": {"image_encoder": "full"}, "lr": 1e-3})
     train(again | {"stages": again["stages"][:1], "seed": 3}, _with_features(tmp_path))
     assert seen
+
+
+@pytest.mark.parametrize(
+    "pooling", [{"name": "spatial", "factor": [1, 2, 2]}, {"name": "attention", "heads": 2}, "none"]
+)
+def test_a_pooling_without_weights_is_stored_with_the_features(recipe, tmp_path, pooling):
+    settings = {}
+    for name, cached in (("pixels", False), ("features", True)):
+        settings = recipe({"train": {"volume_connector": "full", "llm": "full"}, "lr": 1e-3, "feature_cache": cached})
+        settings["model"]["volume"]["connector"] = {"pooling": pooling, "projector": "linear"}
+        train(settings, tmp_path / name)
+    losses = [[row["loss"] for row in read_log(tmp_path / n / "log.jsonl")] for n in ("pixels", "features")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    stored = next((tmp_path / "features" / "features").glob("volume-*/??/*.safetensors"))
+    weightless = isinstance(pooling, dict) and pooling["name"] == "spatial"
+    assert load_file(stored)["features"].shape[0] == (
+        2 if weightless else 8
+    )  # tokens of (2, 2, 2), pooled to (2, 1, 1)
 
 
 def _with_features(folder):

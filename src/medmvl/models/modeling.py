@@ -104,7 +104,8 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
             input_ids: (B, T), placeholders already expanded to one token per visual embedding.
             pixel_values: (N, C, H, W).
             volume_values: (M, C, D, H, W).
-            image_features, volume_features: (N or M, tokens, encoder width); stand in for the encoder's run.
+            image_features, volume_features: (N or M, tokens, encoder width); stand in for the encoder's run (and a pooling's
+                without weights).
 
         Raises:
             ModelError: if placeholders and media do not match, or media come for a tower that is not there.

@@ -53,7 +53,8 @@ class TowerSpec(BaseModel):
         """Return the module with fresh weights; `hidden_size` is the LLM's width."""
         encoder = self.encoder_spec
         connector = self.connector.build(encoder.hidden_size, hidden_size, encoder.grid(self.input_size))
-        return Tower(encoder.build(), connector)
+        grid = encoder.grid(self.input_size)
+        return Tower(encoder.build(), connector, (grid.tokens, self.connector.output_grid(grid).tokens))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the settings as JSON-ready values."""
@@ -61,12 +62,17 @@ class TowerSpec(BaseModel):
 
 
 class Tower(nn.Module):
-    """(N, C, [D,] H, W) -> (N, tokens, LLM width)."""
+    """(N, C, [D,] H, W) -> (N, tokens, LLM width).
 
-    def __init__(self, encoder: EncoderModule, connector: Connector) -> None:
+    Args:
+        tokens: number of tokens before and after the pooling, for an input of the tower's own size.
+    """
+
+    def __init__(self, encoder: EncoderModule, connector: Connector, tokens: tuple[int, int]) -> None:
         super().__init__()
         self.encoder = encoder
         self.connector = connector
+        self._tokens, self._pooled_tokens = tokens
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Run the encoder; without autograd if none of its weights trains."""
@@ -75,9 +81,29 @@ class Tower(nn.Module):
             dtype = next(self.encoder.parameters()).dtype
             return self.encoder(pixels.to(dtype))
 
+    @property
+    def pools_without_weights(self) -> bool:
+        """Whether the pooling makes fewer tokens and has nothing to learn: its result can be stored for the encoder's."""
+        return self._pooled_tokens < self._tokens and not self.connector.pooling.state_dict()
+
+    def encode_pooled(self, pixels: Tensor) -> Tensor:
+        """Run the encoder and, if it has no weights, the pooling."""
+        features = self.encode(pixels)
+        return self.connector.pooling(self._for_connector(features)) if self.pools_without_weights else features
+
     def forward(self, pixels: Tensor | None = None, features: Tensor | None = None) -> Tensor:
-        """Encode and connect; `features` (N, tokens, encoder width) replace the encoder's run."""
+        """Encode and connect.
+
+        Args:
+            features: (N, tokens, encoder width), replace the encoder's run; with the pooled number of tokens that of a
+                pooling without weights as well (`encode_pooled`).
+        """
         if features is None:
             assert pixels is not None
             features = self.encode(pixels)
-        return self.connector(features.to(next(self.connector.parameters()).dtype))
+        elif self.pools_without_weights and features.shape[1] == self._pooled_tokens:
+            return self.connector.projector(self._for_connector(features))
+        return self.connector(self._for_connector(features))
+
+    def _for_connector(self, features: Tensor) -> Tensor:
+        return features.to(next(self.connector.parameters()).dtype)

@@ -1,4 +1,7 @@
-"""Frozen encoders run once: their features are stored before the stage and stand in for the pixels in every step."""
+"""Frozen encoders run once: their features are stored before the stage and stand in for the pixels in every step.
+
+Behind a pooling without weights (an average over slices, say) its result is stored, which is that much smaller.
+"""
 
 from __future__ import annotations
 
@@ -89,7 +92,10 @@ def store_features(
         assert isinstance(tower, Tower)
         if any(parameter.requires_grad for parameter in tower.encoder.parameters()):
             continue
-        settings = model.config.tower(modality).to_dict()["encoder"]
+        whole = model.config.tower(modality).to_dict()
+        settings = {"encoder": whole["encoder"]}
+        if tower.pools_without_weights:
+            settings["pooling"] = whole["connector"]["pooling"]
         made_by = weights_hash(tower.encoder.state_dict(), settings), preparation_hash(processor, modality)
         stores[modality] = FeatureStore(folder / f"{modality}-{'-'.join(made_by)}", *made_by)
         wanted = sorted(
@@ -118,10 +124,10 @@ def _fill(
         for batch in _batches(paths, BATCH[modality]):
             pixels = torch.stack([prepare(path) for path in batch]).to(device)
             if autocast is None:
-                features = tower.encode(pixels)
+                features = tower.encode_pooled(pixels)
             else:
                 with autocast():
-                    features = tower.encode(pixels)
+                    features = tower.encode_pooled(pixels)
             for path, one in zip(batch, features, strict=True):
                 store.put(media_key(path), one)
             progress.advance(task, len(batch))

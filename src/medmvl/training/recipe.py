@@ -316,7 +316,8 @@ class StageSection(Section):
     """full makes all supervised logits at once; chunked a few rows at a time, so that a large vocabulary is never whole in
     memory (exact); liger is liger-kernel's fused kernel (CUDA, extra `liger`); auto is chunked where the LLM allows it."""
     feature_cache: bool = False
-    """Run frozen encoders once per image and volume and store their features in the run folder; pays when media are seen
+    """Run frozen encoders once per image and volume and store their features (pooled, where the pooling has no weights) in the
+    run folder; pays when media are seen
     several times, in epochs, questions or further runs. Exact. Not together with `augment`."""
     augment: AugmentSection | None = None
     """Change images and volumes a little, differently in each pass; default: not at all."""
