@@ -56,18 +56,20 @@ def _fork(job, rank: int, port: int) -> int:
     return child
 
 
-def assert_same_course(one: Path, other: Path) -> None:
+def assert_same_course(one: Path, other: Path, looser: float = 1.0) -> None:
     first, second = read_log(one / "log.jsonl"), read_log(other / "log.jsonl")
     assert len(first) == len(second)
     for a, b in zip(first, second, strict=True):
-        assert a["loss"] == pytest.approx(b["loss"], rel=1e-5)
-        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+        assert a["loss"] == pytest.approx(b["loss"], rel=looser * 1e-5)
+        assert a["grad_norm"] == pytest.approx(b["grad_norm"], rel=looser * 1e-4)
         for key in ("stage", "step", "lr", "tokens", "supervised"):
             assert a[key] == b[key]
     weights, others = (load_file(run / "model" / "model.safetensors") for run in (one, other))
     for key in weights:
+        if looser > 1 and key.endswith("k_proj.bias"):
+            continue  # no loss depends on it, so that its gradient is rounding alone, which Adam takes for a gradient
         # Adam divides by the square root of tiny second moments, which magnifies rounding.
-        torch.testing.assert_close(weights[key], others[key], rtol=1e-3, atol=2e-4)
+        torch.testing.assert_close(weights[key], others[key], rtol=looser * 1e-3, atol=looser * 2e-4)
 
 
 def test_two_times_four_equal_eight(recipe, tmp_path):
@@ -158,11 +160,12 @@ def test_zero_trains_the_same_and_goes_on_without_it(recipe, tmp_path, monkeypat
     pytest.importorskip("deepspeed")
     from medmvl.training.trainer import StageTrainer
 
+    # DeepSpeed adds gradients up in another order, and Adam's first steps magnify rounding.
     stage = {"max_steps": 4, "batch_size": 8, "micro_batch_size": 2, "lr": 1e-3, "save_every": 2}
     run = {"progress": False, "device": "cpu", "strategy": "zero2"}
     train(recipe(stage), tmp_path / "one")
     in_two_processes(lambda: train(recipe(stage, run=run), tmp_path / "two"))
-    assert_same_course(tmp_path / "one", tmp_path / "two")
+    assert_same_course(tmp_path / "one", tmp_path / "two", looser=2)
     original = StageTrainer.training_step
 
     def die(self, *args, **kwargs):
@@ -175,6 +178,6 @@ def test_zero_trains_the_same_and_goes_on_without_it(recipe, tmp_path, monkeypat
         in_two_processes(lambda: train(recipe(stage, run=run), tmp_path / "cut"))
     shutil.copytree(tmp_path / "cut", tmp_path / "alone")
     in_two_processes(lambda: train(recipe(stage, run=run), tmp_path / "cut", resume=True))
-    assert_same_course(tmp_path / "one", tmp_path / "cut")
+    assert_same_course(tmp_path / "one", tmp_path / "cut", looser=2)
     train(recipe(stage), tmp_path / "alone", resume=True)  # DeepSpeed is not needed to finish
-    assert_same_course(tmp_path / "one", tmp_path / "alone")
+    assert_same_course(tmp_path / "one", tmp_path / "alone", looser=2)

@@ -64,6 +64,9 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
         super().__init__(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         width = config.text_config.hidden_size
+        #: Run the towers that a batch does not use on blank input, so that gradients come in the same order on every
+        #: process. DDP and FSDP2 do not mind the order; DeepSpeed adds up what comes first with what comes first.
+        self.runs_idle_towers = False
         self.towers = nn.ModuleDict({name: config.tower(name).build(width) for name in config.towers})
         self.post_init()
 
@@ -127,6 +130,10 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
         """Return a zero that depends on every trainable weight of a tower that this batch does not use."""
         if modality not in self.towers:
             return 0.0
+        if self.runs_idle_towers:
+            spec = self.config.tower(modality)
+            blank = torch.zeros(1, spec.encoder_spec.channels, *spec.input_size, device=self.device)
+            return self._tower(modality)(blank).sum() * 0.0
         weights = [p for p in self.towers[modality].parameters() if p.requires_grad]
         return sum((p.flatten()[:1].sum() * 0.0 for p in weights), start=torch.zeros((), device=self.device))
 

@@ -226,6 +226,7 @@ def build_trainer(
     args.gradient_accumulation_steps = shape.accumulation
     if recipe.run.strategy == "zero2" and args.world_size > 1:
         args = with_zero(args, stage)
+        applied.model.runs_idle_towers = True
     args._n_gpu = min(args.n_gpu, 1)  # several GPUs in one process would mean DataParallel; torchrun is the way
     sampler = StepSampler(
         mixture, steps, shape, args.process_index, lambda number: cost_of(mixture.sample(number), processor)
