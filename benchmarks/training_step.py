@@ -7,9 +7,9 @@ The peer is what one writes with stock parts: the model exported as `LlavaForCon
 TRL's SFT collator (where TRL is importable), which tokenises and prepares pictures in every step. All variants read the
 records of `medical_mix.py`, in batches of 16, kept in memory after the first epoch, which is not timed.
 
-Every variant is a process of its own (so that peak memory means something). All are alive at once and take turns, one
-step each, so that whatever else the machine does falls on all of them alike. A ratio is that of two variants' times for
-the same epoch; the median over epochs counts. Peak memory is that of the whole run, above what the imports take.
+Every variant is a process of its own (so that peak memory means something). Those of a group are alive at once (13 GB in
+the size "small") and take turns, one step each, so that whatever else the machine does falls on all of them alike. A ratio is that of two variants of a group for the
+same epoch; the median over epochs counts. Peak memory is that of the whole run, above what the imports take.
 """
 
 from __future__ import annotations
@@ -50,6 +50,18 @@ VARIANTS: dict[str, tuple[str, dict[str, str], dict[str, Any]]] = {
     "stage 1: ours, fp32": ("ours", CONNECTOR, {}),
     "stage 1: ours, feature cache, fp32": ("ours", CONNECTOR, {"feature_cache": True}),
     "stage 1: ours, feature cache, bf16": ("ours", CONNECTOR, {"feature_cache": True, "precision": "bf16"}),
+}
+#: Variants that are alive together; the peers come first, for the others are compared with them.
+GROUPS = {
+    "stage 2": ("stage 2: peer, fp32", "stage 2: peer, bf16", "stage 2: ours, fp32", "stage 2: ours, bf16"),
+    "stage 1": tuple(name for name in VARIANTS if name.startswith("stage 1")),
+    "stage 2, lever by lever": (
+        "stage 2: peer, fp32",
+        "stage 2: peer with TRL's collator, fp32",
+        "stage 2: ours, all off, fp32",
+        "stage 2: ours, packing only, fp32",
+        "stage 2: ours, supervised logits only, fp32",
+    ),
 }
 
 
@@ -216,7 +228,7 @@ class Variant:
         self.name, self.megabytes = name, 0.0
         self.seconds: list[float] = []
         self.cpu: list[float] = []
-        self._errors = tempfile.TemporaryFile("w+")
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  (it lives as long as the process)
         command = [sys.executable, __file__, "--variant", name, "--folder", str(folder), "--steps", str(steps)]
         self._process = subprocess.Popen(
             [*command, "--threads", str(threads)],
@@ -306,7 +318,9 @@ def table(found: list[dict[str, Any]], facts: dict[str, Any]) -> str:
     lines += [f"- {key}: {value}" for key, value in facts.items() if key not in ("date", "size")]
     lines += ["", "| variant | s per step | times faster than the fp32 peer | than the peer of its precision | "
               "MB | of the MB of the peer of its precision |", "|---|---|---|---|---|---|"]  # fmt: skip
-    for row in found:
+    for index, row in enumerate(found):
+        if index == 0 or row["group"] != found[index - 1]["group"]:
+            lines.append(f"| **{row['group']}** | | | | | |")
         fp32, own, memory = (
             row.get(k) for k in ("faster_than_fp32_peer", "faster_than_own_peer", "memory_of_own_peer")
         )
@@ -336,13 +350,16 @@ def main() -> None:
     from importlib.metadata import version
 
     words = arguments.only.split(";")
-    names = [name for name in VARIANTS if any(word in name for word in words)]
+    usable = [name for name in VARIANTS if any(word in name for word in words)]
     if importlib.util.find_spec("trl") is None:
-        names = [name for name in names if VARIANTS[name][0] != "trl"]
-    load = os.getloadavg()[0]
+        usable = [name for name in usable if VARIANTS[name][0] != "trl"]
+    load, found = os.getloadavg()[0], []
     with tempfile.TemporaryDirectory() as folder:
         prepare(Path(folder), arguments.size)
-        found = rows(measure(Path(folder), names, arguments.epochs, arguments.threads))
+        for group, members in GROUPS.items():
+            names = [name for name in members if name in usable]
+            measured = rows(measure(Path(folder), names, arguments.epochs, arguments.threads))
+            found += [{"group": group, **row} for row in measured]
     facts = {"date": datetime.now(UTC).date().isoformat(), "size": arguments.size, "machine": platform.machine()}
     facts |= {"cores": os.cpu_count(), "threads": arguments.threads, "load at the start": f"{load:.1f}"}
     facts |= {"epochs": arguments.epochs, "model": str(SIZES[arguments.size])}

@@ -27,6 +27,7 @@ def run(script: str, out: Path, *flags: str) -> list[dict]:
 @pytest.mark.slow
 def test_training_step(tmp_path):
     rows = run("training_step.py", tmp_path, "--size", "tiny", "--epochs", "1", "--threads", "1", "--only", "2: peer, fp32;2: ours, fp32")  # fmt: skip
+    assert {row["group"] for row in rows} == {"stage 2", "stage 2, lever by lever"}
     ours = next(row for row in rows if row["variant"] == "stage 2: ours, fp32")
     assert ours["faster_than_own_peer"] > 0
     assert ours["megabytes"] > 0
