@@ -121,7 +121,7 @@ def test_captions_go_through_the_pretraining_converter(tmp_path) -> None:
     record = json.loads((tmp_path / "out/train.jsonl").read_text().splitlines()[0])
     assert record["conversations"][1]["value"] == caption(patients[0].findings, ON_FILM)
     assert caption(patients[1].findings, ON_FILM) == (
-        "No pleural effusion. No consolidation. Lung nodule, left upper lobe. No cardiomegaly. No emphysema. No pacemaker."
+        "Pleural effusion: no. Consolidation: no. Lung nodule: left upper lobe. Cardiomegaly: no. Emphysema: no. Pacemaker: no."
     )
 
 

@@ -18,7 +18,7 @@ from medmvl.training.recipe_io import load_recipe
 def test_the_recipe_is_valid_and_follows_the_seed(tmp_path):
     settings = load_recipe(recipe(Quickstart(tmp_path), seed=7))
     assert settings.seed == 7
-    assert [stage.name for stage in settings.stages] == ["language", "vision", "align", "instruct"]
+    assert [stage.name for stage in settings.stages] == ["look", "answer", "align", "instruct"]
 
 
 def test_the_scale_shortens_every_stage(tmp_path):
@@ -39,7 +39,7 @@ def test_readings_are_valid_records_about_nobody_who_is_drawn(tmp_path):
     assert len(rows) == 4
     assert all(int(row["id"].rpartition("-")[2]) >= 1_000_000 for row in rows)
     truth = draw_patient(0, 1_000_000).findings
-    assert ("No consolidation." in rows[0]["conversations"][0]["value"]) == ("consolidation" not in truth)
+    assert ("Consolidation: no." in rows[0]["conversations"][0]["value"]) == ("consolidation" not in truth)
 
 
 def test_closed_questions_keep_the_picture_in_front(tmp_path):

@@ -31,7 +31,7 @@ from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 
 #: Patients per split.
-PATIENTS = {"train": 320, "val": 4, "test": 60}
+PATIENTS = {"train": 1000, "val": 4, "test": 60}
 #: Patients that are described in words only.
 READINGS = 4000
 SCAN = (24, 72, 72)

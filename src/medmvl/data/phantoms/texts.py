@@ -231,9 +231,13 @@ def about_picture(modality: str, plane: str) -> list[Question]:
 
 
 def caption(findings: dict[str, Finding], names: Sequence[str]) -> str:
-    """Return what is and what is not there, finding after finding in one order, as a structured report does."""
-    present = {name: f"{name}, {finding.place}" if finding.place else name for name, finding in findings.items()}
-    return " ".join(f"{present.get(name, f'no {name}').capitalize()}." for name in names)
+    """Return what is and what is not there as a structured report, finding after finding in one order.
+
+    "Pleural effusion: right. Consolidation: no. Cardiomegaly: yes.": the name comes before what is said of it, as it does
+    in a question with its answer.
+    """
+    said = {name: "no" if (found := findings.get(name)) is None else found.place or "yes" for name in names}
+    return " ".join(f"{name.capitalize()}: {answer}." for name, answer in said.items())
 
 
 def list_abnormalities(findings: dict[str, Finding], names: Sequence[str]) -> Question:
