@@ -164,6 +164,42 @@ def test_out_of_memory_and_a_full_disk_are_said_plainly(recipe, tmp_path, monkey
     assert train(recipe({"save_every": 1}), tmp_path / "b", resume=True).is_dir()
 
 
+def test_a_loader_process_that_is_killed_is_said_plainly_and_costs_one_step(recipe, tmp_path, monkeypatch):
+    import os
+    import signal
+
+    from medmvl.training.batches import EncodedRecords
+
+    original, home = EncodedRecords.__getitem__, os.getpid()
+    seen = []
+
+    def dies(self, number):
+        seen.append(number)
+        if os.getpid() != home and len(seen) > 12:  # in the third step of the only loader process
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, number)
+
+    run = {"progress": False, "device": "cpu", "workers": 1, "prefetch": 1}
+    stage = {"max_steps": 4, "save_every": 1}
+    with monkeypatch.context() as patch:
+        patch.setattr(EncodedRecords, "__getitem__", dies)
+        with pytest.raises(TrainingError, match=r"process that loads data has died.*lower run.workers"):
+            train(recipe(stage, run=run), tmp_path / "run")
+    kept = len(read_log(tmp_path / "run" / "log.jsonl"))
+    assert kept >= 1
+    train(recipe(stage, run=run), tmp_path / "run", resume=True)
+    train(recipe(stage, run=run), tmp_path / "whole")
+    losses = [[row["loss"] for row in read_log(tmp_path / name / "log.jsonl")] for name in ("run", "whole")]
+    assert losses[0] == losses[1]
+
+
+def test_eight_bit_adam_says_what_it_needs(recipe, tmp_path):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a CUDA device")
+    with pytest.raises(RecipeError, match="CUDA devices only"):
+        train(recipe({"optimizer": "adamw_8bit"}), tmp_path / "run")
+
+
 def test_a_device_that_is_not_there_is_refused(recipe, tmp_path):
     if torch.cuda.is_available():
         pytest.skip("this machine has one")

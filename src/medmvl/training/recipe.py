@@ -301,7 +301,7 @@ class StageSection(Section):
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay (AdamW); never applied to biases and norms."""
     optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    """adamw_8bit needs bitsandbytes and a CUDA device."""
+    """adamw_8bit needs a CUDA device and bitsandbytes (extra `quantize`)."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Adam's decay rates."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0

@@ -333,8 +333,16 @@ def stored_media(
 
 
 def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, steps: int) -> TrainingArguments:
-    """Return the settings in the words of transformers."""
+    """Return the settings in the words of transformers.
+
+    Raises:
+        RecipeError, MissingExtraError: if the stage wants 8-bit Adam where it cannot run.
+    """
     run = recipe.run
+    if stage.optimizer == "adamw_8bit":
+        if use_cpu(run) or not torch.cuda.is_available():
+            raise RecipeError(f"Stage {stage.name!r}: adamw_8bit runs on CUDA devices only. Use adamw.")
+        require("bitsandbytes", "quantize")
     return TrainingArguments(
         output_dir=str(folder.checkpoints(stage.name)),
         max_steps=steps,
