@@ -123,10 +123,6 @@ class Volume:
         note = f"spacing set to {mm} mm as declared"
         return replace(self, affine=affine, spacing_known=True, history=(*self.history, note))
 
-    def noting(self, *steps: str, warnings: Sequence[str] = ()) -> Volume:
-        """Return the same volume with more history (and warnings)."""
-        return replace(self, history=(*self.history, *steps), warnings=(*self.warnings, *warnings))
-
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.array.shape))
         mm = "unknown spacing" if self.spacing is None else "x".join(f"{v:.3g}" for v in self.spacing) + " mm"
