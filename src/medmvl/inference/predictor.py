@@ -108,10 +108,6 @@ class Predictor:
             CheckpointError: if the folder is not a whole checkpoint.
         """
         path = Path(folder)
-        if not (path / "config.json").is_file():
-            raise CheckpointError(
-                f"{path} is not a checkpoint folder: it has no config.json. Give the folder of a model."
-            )
         target, wanted = place(device, dtype)
         model = MedMVLForConditionalGeneration.from_pretrained(path, dtype=wanted).to(target)
         processor = MedMVLProcessor.from_pretrained(path)

@@ -74,8 +74,11 @@ def _check_kind(folder: Path, wanted: str) -> None:
     try:
         found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("model_type")
     except OSError as error:
-        hint = " It holds PEFT adapters: merge them first." if (folder / "adapter_config.json").is_file() else ""
-        raise CheckpointError(f"{folder} is not a checkpoint folder: it has no config.json.{hint}") from error
+        adapters = (folder / "adapter_config.json").is_file()
+        hint = "It holds PEFT adapters: merge them first (medmvl checkpoint merge)." if adapters else ""
+        raise CheckpointError(
+            f"{folder} is not a checkpoint folder: it has no config.json. {hint or 'Give the folder of a model.'}"
+        ) from error
     except (ValueError, AttributeError) as error:
         raise CheckpointError(f"{folder / 'config.json'} is not a JSON object. Copy it again.") from error
     if found == wanted:
