@@ -10,6 +10,9 @@ from torch import Tensor
 
 from medmvl.processing.chat import IGNORE
 
+#: Modality -> the key of its pixels in an encoded sample and in a batch.
+PIXELS = {"image": "pixel_values", "volume": "volume_values"}
+
 #: One value per media key and batch: the images or volumes of all rows, in reading order.
 _STACKED = ("pixel_values", "volume_values", "image_features", "volume_features")
 

@@ -15,16 +15,13 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_PLACEHOLDER, Sample
 from medmvl.errors import CheckpointError, DataError
 from medmvl.files import PathLike, read_json, write_json
-from medmvl.processing.collate import collate
+from medmvl.processing.collate import PIXELS, collate
 from medmvl.processing.image2d import ImageProcessor
 from medmvl.processing.volume3d import VolumeProcessor
 
 Modality = Literal["image", "volume"]
 
 FILE = "pair_processor.json"
-
-#: Where the medium of an encoded pair stands, as in an encoded sample of a model with an LLM.
-PIXELS: dict[Modality, str] = {"image": "pixel_values", "volume": "volume_values"}
 
 
 class PairProcessor:

@@ -9,9 +9,7 @@ from torch import Tensor, stack
 from medmvl.data.sample import Sample
 from medmvl.imaging.augment import Augmentation, Range
 from medmvl.processing import MedMVLProcessor
-
-#: Modality -> its key in an encoded sample.
-PIXELS = {"image": "pixel_values", "volume": "volume_values"}
+from medmvl.processing.collate import PIXELS
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from medmvl.imaging.feature_store import FeatureStore, weights_hash
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.models.tower import Tower
 from medmvl.processing import MedMVLProcessor
+from medmvl.processing.collate import PIXELS
 
 #: Images or volumes that go through the encoder at once while the store is filled.
 BATCH = {"image": 32, "volume": 2}
@@ -53,8 +54,7 @@ class StoredMedia:
                 encoded[f"{modality}_features"] = torch.stack([self._features(modality, path) for path in paths])
             else:
                 prepare = _preparer(self.processor, modality)
-                key = "pixel_values" if modality == "image" else "volume_values"
-                encoded[key] = torch.stack([prepare(path) for path in paths])
+                encoded[PIXELS[modality]] = torch.stack([prepare(path) for path in paths])
         return encoded
 
     def _features(self, modality: str, path: str) -> Tensor:
