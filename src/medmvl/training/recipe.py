@@ -271,7 +271,8 @@ class StageSection(Section):
     """Name of the stage and of its folder."""
     objective: Literal["language", "contrastive"] = "language"
     """language: say the answers; contrastive: find the report of an image or volume among others, which trains an encoder
-    (CLIP-style). `template`, `packing`, `supervised_logits` and `feature_cache` mean something for language only."""
+    (CLIP-style). `template`, `packing`, `supervised_logits`, `cross_entropy` and `feature_cache` mean something for language
+    only."""
     contrastive: ContrastiveSection | None = None
     """Settings of a contrastive stage."""
     from_: str | None = Field(default=None, alias="from")
@@ -317,8 +318,8 @@ class StageSection(Section):
     memory (exact); liger is liger-kernel's fused kernel (CUDA, extra `liger`); auto is chunked where the LLM allows it."""
     feature_cache: bool = False
     """Run frozen encoders once per image and volume and store their features (pooled, where the pooling has no weights) in the
-    run folder; pays when media are seen
-    several times, in epochs, questions or further runs. Exact. Not together with `augment`."""
+    run folder; pays when media are seen several times, in epochs, questions or further runs. Exact. Not together with
+    `augment`."""
     augment: AugmentSection | None = None
     """Change images and volumes a little, differently in each pass; default: not at all."""
     activation_checkpointing: bool | list[PartName] = False
