@@ -181,3 +181,20 @@ def test_zero_trains_the_same_and_goes_on_without_it(recipe, tmp_path, monkeypat
     assert_same_course(tmp_path / "one", tmp_path / "cut", looser=2)
     train(recipe(stage), tmp_path / "alone", resume=True)  # DeepSpeed is not needed to finish
     assert_same_course(tmp_path / "one", tmp_path / "alone", looser=2)
+
+
+@pytest.mark.slow  # DeepSpeed takes its time to begin
+def test_zero_ends_with_the_best_weights(recipe, tmp_path, monkeypatch):
+    pytest.importorskip("deepspeed")
+    from medmvl.training.watch import Watch
+
+    monkeypatch.setattr(Watch, "_evaluate", lambda self, state: float(state.global_step))  # the first look is the best
+    look = {"data": ["held"], "every": 1, "samples": 8, "generate": 0, "patience": 3}
+    stage = {"max_steps": 3, "batch_size": 8, "lr": 1e-2, "data": ["d"], "evaluate": look}
+    run = {"progress": False, "device": "cpu", "strategy": "zero2"}
+    data = {"d": {"path": "d.jsonl"}, "held": {"path": "d.jsonl"}}
+    in_two_processes(lambda: train(recipe(stage, run=run, data=data), tmp_path / "run"))
+    best = load_file(tmp_path / "run" / "s0" / "checkpoints" / "checkpoint-1" / "trainable.safetensors")
+    ended = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert best.keys() & ended.keys()
+    assert all(torch.equal(ended[name], value) for name, value in best.items() if name in ended)

@@ -126,8 +126,8 @@ def run_to_the_end(trainer: StageTrainer, stage: StageSection, folder: RunFolder
             f"Stage {stage.name!r} was stopped after step {trainer.state.global_step} of {trainer.state.max_steps} "
             "and has written a checkpoint. The same command with --resume goes on from there."
         )
+    trainer.whole_weights()  # before the best ones are put in their place
     trainer.settle(best=stage.evaluate is not None and stage.evaluate.patience is not None)
-    trainer.whole_weights()
 
 
 def load_start(

@@ -361,7 +361,7 @@ class StageTrainer(Trainer):
         """Choose the weights that the stage ends with: the best checkpoint's, the moving average, or the last ones.
 
         Args:
-            best: go back to the checkpoint with the lowest held-out loss.
+            best: go back to the checkpoint with the best held-out metric.
         """
         if best and self.state.best_global_step not in (None, self.state.global_step):
             assert self.state.best_model_checkpoint is not None
