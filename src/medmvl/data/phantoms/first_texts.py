@@ -1,7 +1,7 @@
 """What a model learns from before it is asked questions: texts to read, and pictures with captions.
 
-A pretrained LLM answers questions about a text, and a pretrained encoder has seen captioned pictures. The quickstart
-starts from nothing, so both are learnt first, from the same phantoms.
+A pretrained LLM answers questions about a text, and a pretrained encoder has seen captioned pictures. A recipe that starts
+from nothing (the quickstart, the phantom comparison) lets its model learn both first, from the same phantoms.
 """
 
 from __future__ import annotations
