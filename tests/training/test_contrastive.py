@@ -23,10 +23,10 @@ from medmvl.training.recipe_io import dump_recipe, load_recipe
 from medmvl.training.run import TrainingInterruptedError, train
 from medmvl.training.run_folder import read_log
 from medmvl.training.trainer import StageTrainer
+from processes import TrainingProcess, in_two_processes
 
 from .conftest import MODEL, turns
-from .test_distributed import in_two_processes
-from .test_resume import run_with_kills, start_fork
+from .test_resume import run_with_kills
 
 TEXT = {
     "config": {
@@ -103,10 +103,10 @@ def test_eight_at_once_equal_threes_and_two_processes(contrastive, tmp_path, los
 
     train(settings(), tmp_path / "once")
     train(settings(micro_batch_size=3), tmp_path / "threes")
-    in_two_processes(lambda: train(settings(), tmp_path / "two"))
+    in_two_processes(train, settings(), tmp_path / "two")
     # The strategy spreads LLMs; a dual encoder is held whole whatever it says.
     spread = settings(micro_batch_size=2) | {"run": {"progress": False, "device": "cpu", "strategy": "fsdp"}}
-    in_two_processes(lambda: train(spread, tmp_path / "two-twos"))
+    in_two_processes(train, spread, tmp_path / "two-twos")
     for other in ("threes", "two", "two-twos"):
         assert_same_course(tmp_path / "once", tmp_path / other)
         for folder in ("model", "s0/encoder"):
@@ -221,7 +221,7 @@ def test_real_kills_at_random_moments_change_nothing(contrastive, tmp_path):
     (tmp_path / "recipe.yaml").write_text(dump_recipe(load_recipe(settings)))
     dice = random.Random(0)
     delays = [dice.uniform(0, 0.2) for _ in range(10)]
-    assert run_with_kills(start_fork, tmp_path / "recipe.yaml", tmp_path / "run", delays) >= 8
+    assert run_with_kills(TrainingProcess, tmp_path / "recipe.yaml", tmp_path / "run", delays) >= 8
     whole, resumed = ([row["loss"] for row in read_log(tmp_path / name / "log.jsonl")] for name in ("whole", "run"))
     assert whole == resumed
     for folder in ("s0", "s0/encoder"):
@@ -316,7 +316,7 @@ def test_a_text_encoder_with_a_head_that_is_not_used(contrastive, tmp_path):
             "image", max_steps=1, contrastive={"text": {"config": config, "pooling": pooling}, "loss": "siglip"}
         )
         out = tmp_path / pooling
-        in_two_processes(lambda stage=stage, out=out: train(encoder_only(contrastive, stage, modality="image"), out))
+        in_two_processes(train, encoder_only(contrastive, stage, modality="image"), out)
         row = read_log(out / "log.jsonl")[0]
         assert row["positions"] == (8 * length if length else row["positions"]) >= row["tokens"]
 
@@ -343,7 +343,7 @@ def test_held_out_retrieval_is_logged_and_changes_nothing(contrastive, tmp_path,
     shown = rows(tmp_path / "run" / "samples.jsonl")
     assert [row["id"] for row in shown] == ["r0", "r1", "r9"] * 2
     assert all(1 <= row["rank"] <= 9 and row["prediction"] and row["answer"] for row in shown)
-    in_two_processes(lambda: train(contrastive(seen, data=data), tmp_path / "two"))
+    in_two_processes(train, contrastive(seen, data=data), tmp_path / "two")
     for one, two in zip(looks, rows(tmp_path / "two" / "evaluation.jsonl"), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
 

@@ -2,58 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import signal
-import socket
 from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from medmvl.training import zero
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
+from processes import in_two_processes, train_until, train_where_the_first_look_is_the_best
 
 from .conftest import CONNECTORS
-
-
-def in_two_processes(job) -> None:
-    """Call `job()` in two forked processes that torch.distributed sees as ranks 0 and 1."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    children = [_fork(job, rank, port) for rank in range(2)]
-    first, status = os.waitpid(-1, 0)
-    other = next(child for child in children if child != first)
-    if status:  # as torchrun does: one failed, so the other would wait for ever
-        os.kill(other, signal.SIGKILL)
-    assert [status, os.waitpid(other, 0)[1]] == [0, 0]
-
-
-def _fork(job, rank: int, port: int) -> int:
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-            AcceleratorState._reset_state(reset_partial_state=True)  # the parent ran as one process
-            os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            job()
-            status = 0
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            if dist.is_initialized():
-                dist.destroy_process_group()
-            os._exit(status)
-    return child
 
 
 def assert_same_course(one: Path, other: Path, looser: float = 1.0) -> None:
@@ -78,7 +40,7 @@ def test_two_times_four_equal_eight(recipe, tmp_path):
         {"max_steps": 3, "batch_size": 8, "micro_batch_size": 2, "lr": 1e-3, "save_every": 2},
     )
     train(recipe(*stages), tmp_path / "one")
-    in_two_processes(lambda: train(recipe(*stages), tmp_path / "two"))
+    in_two_processes(train, recipe(*stages), tmp_path / "two")
     assert_same_course(tmp_path / "one", tmp_path / "two")
     checkpoint = tmp_path / "two" / "s1" / "checkpoints" / "checkpoint-2"
     assert {"rng_state_0.pth", "rng_state_1.pth", "checksums.json"} <= {path.name for path in checkpoint.iterdir()}
@@ -89,7 +51,7 @@ def test_a_rank_without_images_does_not_hang(recipe, tmp_path):
     # the other the volumes.
     stage = {"max_steps": 2, "batch_size": 6, "lr": 1e-3}
     train(recipe(stage), tmp_path / "one")
-    in_two_processes(lambda: train(recipe(stage), tmp_path / "two"))
+    in_two_processes(train, recipe(stage), tmp_path / "two")
     assert_same_course(tmp_path / "one", tmp_path / "two")
 
 
@@ -111,7 +73,7 @@ def test_sharded_weights_train_the_same(recipe, tmp_path):
     run = {"progress": False, "device": "cpu", "strategy": "fsdp"}
     data = {"d": {"path": "d.jsonl"}, "held": {"path": "d.jsonl"}}
     train(recipe(*stages, data=data), tmp_path / "one")
-    in_two_processes(lambda: train(recipe(*stages, run=run, data=data), tmp_path / "two"))
+    in_two_processes(train, recipe(*stages, run=run, data=data), tmp_path / "two")
     assert_same_course(tmp_path / "one", tmp_path / "two")
     looks = [read_log(tmp_path / name / "evaluation.jsonl") for name in ("one", "two")]
     assert [row["loss"] for row in looks[1]] == pytest.approx([row["loss"] for row in looks[0]], rel=1e-4)
@@ -125,21 +87,10 @@ def test_sharded_weights_train_the_same(recipe, tmp_path):
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_a_run_of_two_processes_can_be_finished_by_one(recipe, tmp_path, monkeypatch, strategy):
-    from medmvl.training.trainer import StageTrainer
-
     stage = {"max_steps": 4, "batch_size": 8, "lr": 1e-3, "save_every": 2}
     run = {"progress": False, "device": "cpu", "strategy": strategy}
     train(recipe(stage), tmp_path / "one")
-    original = StageTrainer.training_step
-
-    def die(self, *args, **kwargs):
-        if self.state.global_step == 3:
-            os._exit(0)
-        return original(self, *args, **kwargs)
-
-    monkeypatch.setattr(StageTrainer, "training_step", die)
-    in_two_processes(lambda: train(recipe(stage, run=run), tmp_path / "two"))
-    monkeypatch.undo()
+    in_two_processes(train_until, 3, recipe(stage, run=run), tmp_path / "two")
     train(recipe(stage), tmp_path / "two", resume=True)
     assert_same_course(tmp_path / "one", tmp_path / "two")
 
@@ -158,26 +109,15 @@ def test_zero_without_deepspeed_names_the_extra(recipe, tmp_path, monkeypatch):
 @pytest.mark.slow  # DeepSpeed takes its time to begin
 def test_zero_trains_the_same_and_goes_on_without_it(recipe, tmp_path, monkeypatch):
     pytest.importorskip("deepspeed")
-    from medmvl.training.trainer import StageTrainer
-
     # DeepSpeed adds gradients up in another order, and Adam's first steps magnify rounding.
     stage = {"max_steps": 4, "batch_size": 8, "micro_batch_size": 2, "lr": 1e-3, "save_every": 2}
     run = {"progress": False, "device": "cpu", "strategy": "zero2"}
     train(recipe(stage), tmp_path / "one")
-    in_two_processes(lambda: train(recipe(stage, run=run), tmp_path / "two"))
+    in_two_processes(train, recipe(stage, run=run), tmp_path / "two")
     assert_same_course(tmp_path / "one", tmp_path / "two", looser=2)
-    original = StageTrainer.training_step
-
-    def die(self, *args, **kwargs):
-        if self.state.global_step == 3:
-            os._exit(0)
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StageTrainer, "training_step", die)
-        in_two_processes(lambda: train(recipe(stage, run=run), tmp_path / "cut"))
+    in_two_processes(train_until, 3, recipe(stage, run=run), tmp_path / "cut")
     shutil.copytree(tmp_path / "cut", tmp_path / "alone")
-    in_two_processes(lambda: train(recipe(stage, run=run), tmp_path / "cut", resume=True))
+    in_two_processes(train, recipe(stage, run=run), tmp_path / "cut", resume=True)
     assert_same_course(tmp_path / "one", tmp_path / "cut", looser=2)
     train(recipe(stage), tmp_path / "alone", resume=True)  # DeepSpeed is not needed to finish
     assert_same_course(tmp_path / "one", tmp_path / "alone", looser=2)
@@ -186,14 +126,11 @@ def test_zero_trains_the_same_and_goes_on_without_it(recipe, tmp_path, monkeypat
 @pytest.mark.slow  # DeepSpeed takes its time to begin
 def test_zero_ends_with_the_best_weights(recipe, tmp_path, monkeypatch):
     pytest.importorskip("deepspeed")
-    from medmvl.training.watch import Watch
-
-    monkeypatch.setattr(Watch, "_evaluate", lambda self, state: float(state.global_step))  # the first look is the best
     look = {"data": ["held"], "every": 1, "samples": 8, "generate": 0, "patience": 3}
     stage = {"max_steps": 3, "batch_size": 8, "lr": 1e-2, "data": ["d"], "evaluate": look}
     run = {"progress": False, "device": "cpu", "strategy": "zero2"}
     data = {"d": {"path": "d.jsonl"}, "held": {"path": "d.jsonl"}}
-    in_two_processes(lambda: train(recipe(stage, run=run, data=data), tmp_path / "run"))
+    in_two_processes(train_where_the_first_look_is_the_best, recipe(stage, run=run, data=data), tmp_path / "run")
     best = load_file(tmp_path / "run" / "s0" / "checkpoints" / "checkpoint-1" / "trainable.safetensors")
     ended = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert best.keys() & ended.keys()

@@ -6,9 +6,9 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -33,6 +33,7 @@ from medmvl.training.recipe_io import dump_recipe, load_recipe
 from medmvl.training.run import TrainingInterruptedError, train
 from medmvl.training.run_folder import read_log
 from medmvl.training.trainer import StageTrainer
+from processes import TrainingProcess
 
 from .conftest import CONNECTORS
 
@@ -181,51 +182,26 @@ def _killed_at(recipe, folder, step):
 # --- real kills ---------------------------------------------------------------------------------------------------
 
 
-def start_fork(recipe: Path, out: Path) -> int:
-    """Run `train` in a forked child, which needs no start-up time, and return its process id."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-            train(recipe, out, resume=True)
-            status = 0
-        finally:
-            os._exit(status)
-    return child
-
-
-def start_command(recipe: Path, out: Path) -> int:
-    """Run the real command and return its process id."""
+def start_command(recipe: Path, out: Path) -> subprocess.Popen:
+    """Run the real command."""
     program = "from medmvl.cli.main import main; main()"
     arguments = [sys.executable, "-c", program, "train", str(recipe), "--out", str(out), "--resume"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return os.posix_spawn(sys.executable, arguments, environment)
+    return subprocess.Popen(arguments, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
-def run_with_kills(start: Callable[[Path, Path], int], recipe: Path, out: Path, delays: list[float]) -> int:
+def run_with_kills(start, recipe: Path, out: Path, delays: list[float]) -> int:
     """Start a run again and again, killing it after each delay, counted from its first step; return the kills."""
     kills = 0
     for delay in delays:
-        lines, child = _lines(out), start(recipe, out)
-        status = None
-        while status is None and _lines(out) <= lines:
+        lines, process = _lines(out), start(recipe, out)
+        while process.poll() is None and _lines(out) <= lines:
             time.sleep(0.002)
-            status = _ended(child)
         time.sleep(delay)
-        if status is None:
-            os.kill(child, signal.SIGKILL)
-            _, status = os.waitpid(child, 0)
-        assert os.waitstatus_to_exitcode(status) in (0, -signal.SIGKILL)
-        kills += os.waitstatus_to_exitcode(status) == -signal.SIGKILL
-    _, status = os.waitpid(start(recipe, out), 0)
-    assert os.waitstatus_to_exitcode(status) == 0
+        process.kill()
+        assert process.wait() in (0, -signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+    assert start(recipe, out).wait() == 0
     return kills
-
-
-def _ended(child: int) -> int | None:
-    found, status = os.waitpid(child, os.WNOHANG)
-    return status if found else None
 
 
 def _lines(out: Path) -> int:
@@ -244,7 +220,7 @@ def _saving_every_step(recipe, folder: Path) -> Path:
 
 def test_killed_three_times(settings, uninterrupted, tmp_path):
     recipe = _saving_every_step(settings, tmp_path)
-    assert run_with_kills(start_fork, recipe, tmp_path / "run", [0.0, 0.02, 0.01]) == 3
+    assert run_with_kills(TrainingProcess, recipe, tmp_path / "run", [0.0, 0.02, 0.01]) == 3
     assert_same_run(uninterrupted, tmp_path / "run")
 
 
@@ -255,7 +231,7 @@ def test_killed_twenty_times_at_random_moments(settings, tmp_path):
     dice = random.Random(0)
     delays = [dice.uniform(0, 0.15) for _ in range(24)]
     recipe = _saving_every_step(long, tmp_path)
-    assert run_with_kills(start_fork, recipe, tmp_path / "run", delays) >= 20
+    assert run_with_kills(TrainingProcess, recipe, tmp_path / "run", delays) >= 20
     assert_same_run(tmp_path / "whole", tmp_path / "run")
 
 
