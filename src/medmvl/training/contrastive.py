@@ -176,6 +176,7 @@ def build_contrastive_trainer(
         schedule=stage.scheduler,
         prefetch=recipe.run.prefetch,
         average=average,
+        muon=stage.optimizer == "muon",
     )
     for callback in callbacks:
         callback.trainer = trainer

@@ -301,8 +301,9 @@ class StageSection(Section):
     """Warm-up: below 1 a fraction of the steps, else a number of steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Decoupled weight decay (AdamW); never applied to biases and norms."""
-    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
-    """adamw_8bit needs a CUDA device and bitsandbytes (extra `quantize`)."""
+    optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
+    """muon moves the matrices of linear layers by Muon, the rest by AdamW (torch 2.9 or later, run.strategy ddp); from random
+    weights it needs a fraction of AdamW's steps. adamw_8bit needs a CUDA device and bitsandbytes (extra `quantize`)."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Adam's decay rates."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0

@@ -256,6 +256,7 @@ def build_trainer(
         prefetch=recipe.run.prefetch,
         average=average,
         cross_entropy=loss_kernel(stage, applied, args.device),
+        muon=stage.optimizer == "muon",
     )
     for callback in callbacks:
         callback.trainer = trainer
@@ -336,9 +337,14 @@ def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, s
     """Return the settings in the words of transformers.
 
     Raises:
-        RecipeError, MissingExtraError: if the stage wants 8-bit Adam where it cannot run.
+        RecipeError, MissingExtraError: if the stage wants an optimiser where it cannot run.
     """
     run = recipe.run
+    if stage.optimizer == "muon" and run.strategy != "ddp":
+        raise RecipeError(
+            f"Stage {stage.name!r}: muon needs whole matrices, and run.strategy {run.strategy} cuts them. "
+            "Use adamw, or run.strategy ddp."
+        )
     if stage.optimizer == "adamw_8bit":
         if use_cpu(run) or not torch.cuda.is_available():
             raise RecipeError(f"Stage {stage.name!r}: adamw_8bit runs on CUDA devices only. Use adamw.")
@@ -349,7 +355,7 @@ def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, s
         per_device_train_batch_size=stage.batch_size,
         learning_rate=max(part.lr or stage.lr or 0.0 for part in stage.train.values()),
         warmup_steps=stage.warmup,
-        optim="adamw_torch" if stage.optimizer == "adamw" else "adamw_bnb_8bit",
+        optim="adamw_bnb_8bit" if stage.optimizer == "adamw_8bit" else "adamw_torch",
         adam_beta1=stage.betas[0],
         adam_beta2=stage.betas[1],
         weight_decay=stage.weight_decay,

@@ -32,6 +32,7 @@ from medmvl.errors import TrainingError
 from medmvl.training import zero
 from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler
 from medmvl.training.checkpoints import rotate, whole_folder
+from medmvl.training.muon import MuonWithAdamW, hidden_matrices
 from medmvl.training.stage import AppliedStage
 from medmvl.training.state import is_sharded, load_optimizer, load_weights, optimizer_values, write_values
 from medmvl.training.watch import Average
@@ -104,6 +105,7 @@ class StageTrainer(Trainer):
         prefetch: batches each loader process prepares ahead.
         average: moving average of the weights, saved with them.
         cross_entropy: how the loss is computed, see the model's `forward`; None makes logits.
+        muon: move the matrices of linear layers by Muon instead of AdamW.
     """
 
     def __init__(
@@ -121,6 +123,7 @@ class StageTrainer(Trainer):
         prefetch: int = 4,
         average: Average | None = None,
         cross_entropy: str | None = None,
+        muon: bool = False,
     ) -> None:
         use_cache = applied.model.config.use_cache if hasattr(applied.model.config, "use_cache") else None
         super().__init__(model=applied.model, args=args, train_dataset=records, callbacks=callbacks)
@@ -139,7 +142,7 @@ class StageTrainer(Trainer):
         self.cross_entropy = cross_entropy
         self._sampler, self._make_batch = sampler, make_batch
         self._keep, self._stop_after_nans, self._prefetch = keep, stop_after_nans, prefetch
-        self._schedule = schedule
+        self._schedule, self._muon = schedule, muon
         self._nans_in_a_row = 0
 
     # --- data ---------------------------------------------------------------------------------------------------
@@ -221,9 +224,16 @@ class StageTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return the optimiser with its groups per part."""
         if getattr(self, "optimizer", None) is None:
-            optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            self.optimizer: torch.optim.Optimizer = optimizer_class(self.applied.optimizer_groups(), **settings)
+            self.optimizer: torch.optim.Optimizer = self._new_optimizer(self.applied.optimizer_groups())
         return self.optimizer
+
+    def _new_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        if self._muon:
+            betas = (self.args.adam_beta1, self.args.adam_beta2)
+            return MuonWithAdamW(groups, hidden_matrices(self.applied.model), betas)
+        optimizer_class, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+        optimizer: torch.optim.Optimizer = optimizer_class(groups, **settings)
+        return optimizer
 
     def create_scheduler(
         self, num_training_steps: int, optimizer: torch.optim.Optimizer | None = None

@@ -1,0 +1,95 @@
+"""Muon: the matrices of linear layers move by orthogonalised momentum, everything else by AdamW.
+
+Muon (Jordan and others, 2024) replaces the gradient's momentum by the nearest matrix whose singular values are all one, so
+that no direction waits because another is steeper. torch has it for matrices alone; a model also has embeddings, norms,
+biases and convolutions. Steps are scaled to the size of AdamW's (arXiv 2502.16982), so a recipe's rates hold for both.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from medmvl.errors import MissingExtraError
+
+#: Marks the groups that Muon moves.
+_MARK = "muon"
+
+
+def available() -> bool:
+    """Say whether this torch has Muon (2.9 and later)."""
+    return hasattr(torch.optim, "Muon")
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """Return the weights (out, in) of the linear layers that train, without the head that makes logits.
+
+    The head and the embeddings have a row per token, which do not mix; they are left to AdamW, as Muon's authors do.
+    """
+    tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    if isinstance(model, PreTrainedModel) and (head := model.get_output_embeddings()) is not None:
+        tables.add(id(head.weight))
+    chosen: dict[int, nn.Parameter] = {}
+    for module in model.modules():
+        weight = module.weight if isinstance(module, nn.Linear) else None
+        if isinstance(weight, nn.Parameter) and weight.requires_grad and id(weight) not in tables:
+            chosen[id(weight)] = weight
+    return list(chosen.values())
+
+
+class MuonWithAdamW(torch.optim.Optimizer):
+    """torch's Muon and torch's AdamW behind one set of groups and one state.
+
+    Args:
+        groups: torch's parameter groups with `lr` and `weight_decay`; a group with both kinds of weights becomes two.
+        matrices: the weights that Muon moves.
+        betas: AdamW's decay rates.
+
+    Raises:
+        MissingExtraError: if torch is older than 2.9.
+    """
+
+    def __init__(
+        self, groups: list[dict[str, Any]], matrices: list[nn.Parameter], betas: tuple[float, float] = (0.9, 0.999)
+    ) -> None:
+        if not available():
+            raise MissingExtraError(
+                f"optimizer: muon needs torch 2.9 or later, this is {torch.__version__}. Use adamw."
+            )
+        by_muon = {id(weight) for weight in matrices}
+        split = {
+            mark: [
+                group | {"params": chosen, _MARK: mark}
+                for group in groups
+                if (chosen := [p for p in group["params"] if (id(p) in by_muon) == mark])
+            ]
+            for mark in (True, False)
+        }
+        self._steppers: list[torch.optim.Optimizer] = []
+        if split[True]:
+            self._steppers.append(torch.optim.Muon(split[True], adjust_lr_fn="match_rms_adamw"))
+        if split[False]:
+            self._steppers.append(torch.optim.AdamW(split[False], betas=betas))
+        super().__init__([group for stepper in self._steppers for group in stepper.param_groups], {})
+        self._share()
+
+    def _share(self) -> None:
+        """Let the two work on this optimiser's groups and state, which are what is scheduled, saved and loaded."""
+        for stepper in self._steppers:
+            mark = isinstance(stepper, torch.optim.Muon)
+            stepper.param_groups = [group for group in self.param_groups if group[_MARK] == mark]
+            stepper.state = self.state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # `load_state_dict` puts other groups and another state in place
+        self._share()
+
+    def step(self, closure: Any = None) -> Any:
+        """Move all parameters that have a gradient."""
+        loss = closure() if closure is not None else None
+        for stepper in self._steppers:
+            stepper.step()
+        return loss

@@ -1,0 +1,128 @@
+"""Muon moves the matrices of linear layers, AdamW the rest; both live in one optimiser that is scheduled and resumed."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from medmvl.errors import MissingExtraError, RecipeError
+from medmvl.training import muon
+from medmvl.training.muon import MuonWithAdamW, hidden_matrices
+from medmvl.training.run import train
+from medmvl.training.run_folder import read_log
+from medmvl.training.state import STATE_MARK
+from medmvl.training.trainer import StageTrainer
+
+from .conftest import CONNECTORS
+
+pytestmark = pytest.mark.skipif(not muon.available(), reason="this torch has no Muon")
+
+
+@pytest.fixture
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(7, 6), nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 4, bias=False))
+
+
+def optimizer_of(network, **changes):
+    groups = [{"params": list(network.parameters()), "lr": 0.02, "weight_decay": 0.1} | changes]
+    return MuonWithAdamW(groups, hidden_matrices(network), (0.9, 0.99))
+
+
+def descend(network, optimizer, steps=3):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        network(torch.arange(7)).square().mean().backward()
+        optimizer.step()
+
+
+def test_each_kind_moves_as_torchs_own_optimiser_moves_it(network):
+    other = copy.deepcopy(network)
+    descend(network, optimizer_of(network))
+    matrices = [other[1].weight, other[3].weight]
+    rest = [p for p in other.parameters() if p.ndim == 1 or p is other[0].weight]
+    pair = (
+        torch.optim.Muon(matrices, lr=0.02, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"),
+        torch.optim.AdamW(rest, lr=0.02, weight_decay=0.1, betas=(0.9, 0.99)),
+    )
+    for _ in range(3):
+        other.zero_grad()
+        other(torch.arange(7)).square().mean().backward()
+        for optimizer in pair:
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+
+
+def test_a_loaded_state_goes_on_as_the_saved_one(network):
+    first = optimizer_of(network)
+    descend(network, first)
+    other, state = copy.deepcopy(network), copy.deepcopy(first.state_dict())
+    second = optimizer_of(other, lr=9.0)
+    second.load_state_dict(state)
+    descend(network, first)
+    descend(other, second)
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+
+
+def test_the_schedule_reaches_both(network):
+    optimizer = optimizer_of(network)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.0
+    before = copy.deepcopy(network.state_dict())
+    descend(network, optimizer)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+
+
+def test_a_run_gives_momentum_to_matrices_and_moments_to_the_rest(recipe, tmp_path):
+    train(recipe({"optimizer": "muon", "save_every": 2}), tmp_path / "run")
+    state = load_file(tmp_path / "run" / "s0" / "checkpoints" / "checkpoint-2" / "optimizer.safetensors")
+    kinds = {"momentum_buffer": set(), "exp_avg": set()}
+    for key in state:
+        name, _, value = key.rpartition(STATE_MARK)
+        kinds.get(value, set()).add(name)
+    assert any("q_proj.weight" in name for name in kinds["momentum_buffer"])
+    assert any("embed_tokens" in name for name in kinds["exp_avg"])
+    assert not any("embed" in name or "lm_head" in name or "norm" in name for name in kinds["momentum_buffer"])
+    assert not kinds["momentum_buffer"] & kinds["exp_avg"]
+
+
+def test_a_run_resumes_exactly(recipe, tmp_path, monkeypatch):
+    lora = {"train": {"llm": {"mode": "lora", "lora": {"r": 2}}, **CONNECTORS}}
+    settings = recipe({"optimizer": "muon", "max_steps": 4, "save_every": 2}, lora | {"optimizer": "muon"})
+    train(settings, tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    original = StageTrainer.training_step
+
+    def die(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "training_step", die)
+        with pytest.raises(Killed):
+            train(settings, tmp_path / "run")
+    train(settings, tmp_path / "run", resume=True)
+    logs = [read_log(tmp_path / name / "log.jsonl") for name in ("whole", "run")]
+    assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
+    weights, others = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "run"))
+    assert all(torch.equal(weights[key], others[key]) for key in weights)
+
+
+def test_sharded_weights_are_refused(recipe, tmp_path):
+    run = {"progress": False, "device": "cpu", "strategy": "fsdp"}
+    with pytest.raises(RecipeError, match="muon needs whole matrices"):
+        train(recipe({"optimizer": "muon"}, run=run), tmp_path / "run")
+
+
+def test_an_older_torch_is_told_what_it_needs(network, monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(MissingExtraError, match=r"torch 2\.9"):
+        MuonWithAdamW([{"params": list(network.parameters()), "lr": 0.1}], [])
