@@ -378,8 +378,15 @@ class StageSection(Section):
             raise ValueError("a contrastive stage needs a batch_size of at least 2: a pair is told from the others")
         if self.lr is None:
             raise ValueError("a contrastive stage needs the stage's `lr`, for the projections and the temperature")
-        if self.template is not None or self.feature_cache:
-            raise ValueError("`template` and `feature_cache` have no meaning in a contrastive stage; remove them")
+        meaningless = {
+            "template": self.template is not None,
+            "feature_cache": self.feature_cache,
+            "packing": not self.packing,
+            "supervised_logits": not self.supervised_logits,
+            "cross_entropy": self.cross_entropy != "auto",
+        }
+        if given := [f"`{name}`" for name, is_given in meaningless.items() if is_given]:
+            raise ValueError(f"no meaning in a contrastive stage, which has no LLM: {', '.join(given)}; remove it")
 
     @property
     def modality(self) -> Literal["image", "volume"]:
