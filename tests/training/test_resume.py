@@ -224,6 +224,19 @@ def test_killed_three_times(settings, uninterrupted, tmp_path):
     assert_same_run(uninterrupted, tmp_path / "run")
 
 
+def test_killed_while_it_looks_at_held_out_data(settings, tmp_path):
+    # Each step is followed by a look that takes many times as long, so this is where the kills fall.
+    look = "{data: [held], every: 1, samples: 18, generate: 6, max_new_tokens: 12}"
+    changes = [f"stages.{stage}.{change}" for stage in ("s0", "s1") for change in (f"evaluate={look}", "data=[d]")]
+    watched = load_recipe(settings, ["data.held={path: d.jsonl}", *changes])
+    train(watched, tmp_path / "whole")
+    recipe = _saving_every_step(watched, tmp_path)
+    assert run_with_kills(TrainingProcess, recipe, tmp_path / "run", [0.02, 0.05, 0.1]) == 3
+    for name in ("evaluation.jsonl", "samples.jsonl"):
+        assert (tmp_path / "run" / name).read_text() == (tmp_path / "whole" / name).read_text()
+    assert_same_run(tmp_path / "whole", tmp_path / "run")
+
+
 @pytest.mark.slow
 def test_killed_twenty_times_at_random_moments(settings, tmp_path):
     long = load_recipe(settings, ["stages.s0.max_steps=60", "stages.s1.max_steps=40"])

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import set_seed
 
 from medmvl.data.mixture import Mixture
 from medmvl.data.sample import Sample
@@ -22,6 +23,7 @@ from medmvl.models.contrastive.folder import ENCODER
 from medmvl.models.contrastive.text import pool_text
 from medmvl.processing import MedMVLProcessor
 from medmvl.processing.pairs import PairProcessor
+from medmvl.training.arguments import stage_seed, training_arguments
 from medmvl.training.augmentation import Augmenter
 from medmvl.training.batches import CHARACTERS_PER_TOKEN, EncodedRecords, StepSampler, StepShape
 from medmvl.training.build_contrastive import build_dual_encoder
@@ -35,12 +37,9 @@ from medmvl.training.run import (
     held_out_data,
     ready_start,
     run_to_the_end,
-    set_seed,
     stage_callbacks,
-    stage_seed,
     start_folder,
     total_steps,
-    training_arguments,
     use_volume_cache,
 )
 from medmvl.training.run_folder import RunFolder, save_finished, write_checkpoint

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
 from medmvl.imaging.augment import Augmentation
 
@@ -410,6 +410,13 @@ class RunSection(Section):
     strategy: Literal["ddp", "fsdp", "zero2"] = "ddp"
     """Several processes (torchrun): ddp shares gradients; fsdp also shards weights and optimiser state (FSDP2); zero2
     shards gradients and optimiser state (DeepSpeed, extra `deepspeed`)."""
+    @field_validator("strategy", mode="before")
+    @classmethod
+    def _stage_three_is_fsdp(cls, value: object) -> object:
+        if value == "zero3":
+            raise ValueError("ZeRO-3 spreads what FSDP2 spreads: weights, gradients, optimiser state. Use fsdp")
+        return value
+
     tensorboard: bool = False
     """Also write TensorBoard files to `<stage>/tensorboard` (needs the extra `tensorboard`)."""
     progress: bool = True
