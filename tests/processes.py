@@ -26,7 +26,7 @@ from medmvl.training.watch import Watch
 _FROM_A_CLEAN_SERVER = multiprocessing.get_context("forkserver")
 _FROM_A_CLEAN_SERVER.set_forkserver_preload(["medmvl.training.run"])
 #: Seconds after which two ranks have certainly lost each other.
-_PATIENCE = 400
+_PATIENCE = 150
 
 
 def in_two_processes(job: Callable[..., object], *args: object, **kwargs: object) -> None:
@@ -35,15 +35,16 @@ def in_two_processes(job: Callable[..., object], *args: object, **kwargs: object
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     ranks = [_start(_as_rank, rank, port, partial(job, *args, **kwargs)) for rank in range(2)]
-    end, late = time.monotonic() + _PATIENCE, False
-    while any(rank.exitcode is None for rank in ranks):
-        late = time.monotonic() > end
+    end = time.monotonic() + _PATIENCE
+    try:
         # As torchrun does: when one has failed, the other would wait for it for ever.
-        if late or any(rank.exitcode for rank in ranks):
-            for rank in ranks:
-                rank.kill()
-        time.sleep(0.01)
-    assert [rank.exitcode for rank in ranks] == [0, 0], "late" if late else "failed"
+        while any(rank.exitcode is None for rank in ranks) and not any(rank.exitcode for rank in ranks):
+            assert time.monotonic() < end, f"two ranks were not done after {_PATIENCE} seconds"
+            time.sleep(0.01)
+        assert [rank.exitcode for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
 
 
 class TrainingProcess:
@@ -59,7 +60,7 @@ class TrainingProcess:
         self._process.kill()
 
     def wait(self) -> int | None:
-        self._process.join()
+        self._process.join(_PATIENCE)
         return self._process.exitcode
 
 
@@ -74,6 +75,7 @@ def train_until(step: int, recipe: dict, out: Path) -> None:
 
     StageTrainer.training_step = die
     train(recipe, out)
+    raise AssertionError(f"the run ended before step {step + 1}")
 
 
 def train_where_the_first_look_is_the_best(recipe: dict, out: Path) -> None:

@@ -367,6 +367,13 @@ def test_the_best_recall_decides_and_augmentation_is_anew_in_each_pass(contrasti
     assert all(a != b for a, b in zip(*losses, strict=True))
 
 
+def test_muon_moves_the_encoders_matrices(contrastive, tmp_path):
+    train(contrastive(stage_of("image", optimizer="muon", save_every=2)), tmp_path / "run")
+    state = load_file(tmp_path / "run" / "s0" / "checkpoints" / "checkpoint-2" / "optimizer.safetensors")
+    assert any("q_proj.weight" in key and "momentum_buffer" in key for key in state)
+    assert not any("embedding" in key and "momentum_buffer" in key for key in state)
+
+
 # --- refused ------------------------------------------------------------------------------------------------------
 
 

@@ -86,7 +86,7 @@ def test_sharded_weights_train_the_same(recipe, tmp_path):
 
 
 @pytest.mark.parametrize("strategy", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
-def test_a_run_of_two_processes_can_be_finished_by_one(recipe, tmp_path, monkeypatch, strategy):
+def test_a_run_of_two_processes_can_be_finished_by_one(recipe, tmp_path, strategy):
     stage = {"max_steps": 4, "batch_size": 8, "lr": 1e-3, "save_every": 2}
     run = {"progress": False, "device": "cpu", "strategy": strategy}
     train(recipe(stage), tmp_path / "one")
@@ -107,7 +107,7 @@ def test_zero_without_deepspeed_names_the_extra(recipe, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow  # DeepSpeed takes its time to begin
-def test_zero_trains_the_same_and_goes_on_without_it(recipe, tmp_path, monkeypatch):
+def test_zero_trains_the_same_and_goes_on_without_it(recipe, tmp_path):
     pytest.importorskip("deepspeed")
     # DeepSpeed adds gradients up in another order, and Adam's first steps magnify rounding.
     stage = {"max_steps": 4, "batch_size": 8, "micro_batch_size": 2, "lr": 1e-3, "save_every": 2}
@@ -124,7 +124,7 @@ def test_zero_trains_the_same_and_goes_on_without_it(recipe, tmp_path, monkeypat
 
 
 @pytest.mark.slow  # DeepSpeed takes its time to begin
-def test_zero_ends_with_the_best_weights(recipe, tmp_path, monkeypatch):
+def test_zero_ends_with_the_best_weights(recipe, tmp_path):
     pytest.importorskip("deepspeed")
     look = {"data": ["held"], "every": 1, "samples": 8, "generate": 0, "patience": 3}
     stage = {"max_steps": 3, "batch_size": 8, "lr": 1e-2, "data": ["d"], "evaluate": look}

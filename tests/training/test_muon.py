@@ -10,16 +10,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 from medmvl.errors import MissingExtraError, RecipeError
-from medmvl.training import muon
 from medmvl.training.muon import MuonWithAdamW, hidden_matrices
+from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
 from medmvl.training.state import STATE_MARK
 from medmvl.training.trainer import StageTrainer
+from processes import in_two_processes
 
 from .conftest import CONNECTORS
 
-pytestmark = pytest.mark.skipif(not muon.available(), reason="this torch has no Muon")
+pytestmark = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="this torch has no Muon")
 
 
 @pytest.fixture
@@ -77,6 +78,21 @@ def test_the_schedule_reaches_both(network):
     assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
 
 
+def test_a_matrix_without_a_gradient_stays(network):
+    optimizer = optimizer_of(network)
+    descend(network, optimizer)
+    before = network[3].weight.clone()
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)  # what a tower gets in a step without images
+    optimizer.step()
+    assert torch.equal(before, network[3].weight)
+
+
+def test_a_shared_table_of_words_is_no_matrix(network):
+    network[3].weight = network[0].weight = nn.Parameter(torch.randn(7, 8))
+    assert [tuple(weight.shape) for weight in hidden_matrices(network)] == [(8, 6)]
+
+
 def test_a_run_gives_momentum_to_matrices_and_moments_to_the_rest(recipe, tmp_path):
     train(recipe({"optimizer": "muon", "save_every": 2}), tmp_path / "run")
     state = load_file(tmp_path / "run" / "s0" / "checkpoints" / "checkpoint-2" / "optimizer.safetensors")
@@ -92,24 +108,31 @@ def test_a_run_gives_momentum_to_matrices_and_moments_to_the_rest(recipe, tmp_pa
 
 def test_a_run_resumes_exactly(recipe, tmp_path, monkeypatch):
     lora = {"train": {"llm": {"mode": "lora", "lora": {"r": 2}}, **CONNECTORS}}
-    settings = recipe({"optimizer": "muon", "max_steps": 4, "save_every": 2}, lora | {"optimizer": "muon"})
+    settings = recipe(
+        {"optimizer": "muon", "max_steps": 4, "save_every": 2},
+        lora | {"optimizer": "muon", "max_steps": 4, "save_every": 2},
+    )
     train(settings, tmp_path / "whole")
 
     class Killed(BaseException):
         pass
 
-    original = StageTrainer.training_step
+    original, kills = StageTrainer.training_step, []
 
     def die(self, *args, **kwargs):
-        if self.state.global_step == 3:
+        parts = [part.name for part in self.applied.trained]
+        if self.state.global_step == 3 and parts not in kills:
+            kills.append(parts)
             raise Killed
         return original(self, *args, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(StageTrainer, "training_step", die)
-        with pytest.raises(Killed):
-            train(settings, tmp_path / "run")
+        for _ in range(2):  # in the full stage, and in the one with adapters
+            with pytest.raises(Killed):
+                train(settings, tmp_path / "run", resume=True)
     train(settings, tmp_path / "run", resume=True)
+    assert len(kills) == 2
     logs = [read_log(tmp_path / name / "log.jsonl") for name in ("whole", "run")]
     assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
     weights, others = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "run"))
@@ -119,10 +142,25 @@ def test_a_run_resumes_exactly(recipe, tmp_path, monkeypatch):
 def test_sharded_weights_are_refused(recipe, tmp_path):
     run = {"progress": False, "device": "cpu", "strategy": "fsdp"}
     with pytest.raises(RecipeError, match="muon needs whole matrices"):
-        train(recipe({"optimizer": "muon"}, run=run), tmp_path / "run")
+        load_recipe(recipe({"optimizer": "muon"}, run=run))
 
 
-def test_an_older_torch_is_told_what_it_needs(network, monkeypatch):
+def test_two_processes_train_what_one_does(recipe, tmp_path):
+    stage = {"optimizer": "muon", "batch_size": 8, "micro_batch_size": 4, "lr": 1e-3}
+    train(recipe(stage), tmp_path / "one")
+    in_two_processes(train, recipe(stage), tmp_path / "two")
+    logs = [read_log(tmp_path / name / "log.jsonl") for name in ("one", "two")]
+    assert [row["loss"] for row in logs[0]] == pytest.approx([row["loss"] for row in logs[1]], rel=1e-4)
+
+
+def test_nothing_to_move_is_refused():
+    table = nn.Sequential(nn.Embedding(3, 2))
+    with pytest.raises(RecipeError, match="none of them trains"):
+        MuonWithAdamW([{"params": list(table.parameters()), "lr": 0.1, "weight_decay": 0.0}], hidden_matrices(table))
+
+
+def test_an_older_torch_is_told_before_the_first_stage(recipe, tmp_path, monkeypatch):
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(MissingExtraError, match=r"torch 2\.9"):
-        MuonWithAdamW([{"params": list(network.parameters()), "lr": 0.1}], [])
+        train(recipe({}, {"optimizer": "muon"}), tmp_path / "run")
+    assert not (tmp_path / "run" / "s0").exists()

@@ -225,7 +225,7 @@ def test_killed_three_times(settings, uninterrupted, tmp_path):
 
 
 def test_killed_while_it_looks_at_held_out_data(settings, tmp_path):
-    # Each step is followed by a look that takes many times as long, so this is where the kills fall.
+    # A look takes many times as long as a step, so most kills, counted from a step's line in the log, fall into the next.
     look = "{data: [held], every: 1, samples: 18, generate: 6, max_new_tokens: 12}"
     changes = [f"stages.{stage}.{change}" for stage in ("s0", "s1") for change in (f"evaluate={look}", "data=[d]")]
     watched = load_recipe(settings, ["data.held={path: d.jsonl}", *changes])

@@ -27,6 +27,7 @@ from medmvl.errors import RecipeError
 from medmvl.evaluation import evaluate_model
 from medmvl.files import PathLike, write_json
 from medmvl.inference import GenerationOptions, Predictor
+from medmvl.training.muon import require_muon
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 
@@ -88,9 +89,11 @@ def quickstart(
 
     Raises:
         RecipeError: if `scale` is not in (0, 1].
+        MissingExtraError: if torch is older than 2.9.
     """
     if not 0 < scale <= 1:
         raise RecipeError(f"The scale must be above 0 and at most 1, got {scale}.")
+    require_muon()  # now, rather than after the drawing
     console = console or Console()
     place = Quickstart(Path(out))
     begun = time.monotonic()

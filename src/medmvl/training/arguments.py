@@ -27,11 +27,6 @@ def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, s
         RecipeError, MissingExtraError: if the stage wants an optimiser where it cannot run.
     """
     run = recipe.run
-    if stage.optimizer == "muon" and run.strategy != "ddp":
-        raise RecipeError(
-            f"Stage {stage.name!r}: muon needs whole matrices, and run.strategy {run.strategy} cuts them. "
-            "Use adamw, or run.strategy ddp."
-        )
     if stage.optimizer == "adamw_8bit":
         if use_cpu(run) or not torch.cuda.is_available():
             raise RecipeError(f"Stage {stage.name!r}: adamw_8bit runs on CUDA devices only. Use adamw.")

@@ -13,21 +13,29 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from medmvl.errors import MissingExtraError
+from medmvl.errors import MissingExtraError, RecipeError
 
 #: Marks the groups that Muon moves.
 _MARK = "muon"
 
 
-def available() -> bool:
-    """Say whether this torch has Muon (2.9 and later)."""
-    return hasattr(torch.optim, "Muon")
+def require_muon() -> None:
+    """Do nothing if this torch has Muon.
+
+    Raises:
+        MissingExtraError: if torch is older than 2.9.
+    """
+    if not hasattr(torch.optim, "Muon"):
+        raise MissingExtraError(
+            f"`optimizer: muon` needs torch 2.9 or later, and this is {torch.__version__}. Update torch, or use adamw."
+        )
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
     """Return the weights (out, in) of the linear layers that train, without the head that makes logits.
 
-    The head and the embeddings have a row per token, which do not mix; they are left to AdamW, as Muon's authors do.
+    The head and the embeddings have a row per token, which do not mix; they are left to AdamW, as Muon's authors do. So is
+    what is not an `nn.Linear`: convolutions, the experts of a mixture in one tensor, `nn.MultiheadAttention`'s input.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     if isinstance(model, PreTrainedModel) and (head := model.get_output_embeddings()) is not None:
@@ -50,14 +58,16 @@ class MuonWithAdamW(torch.optim.Optimizer):
 
     Raises:
         MissingExtraError: if torch is older than 2.9.
+        RecipeError: if there is no matrix.
     """
 
     def __init__(
         self, groups: list[dict[str, Any]], matrices: list[nn.Parameter], betas: tuple[float, float] = (0.9, 0.999)
     ) -> None:
-        if not available():
-            raise MissingExtraError(
-                f"optimizer: muon needs torch 2.9 or later, this is {torch.__version__}. Use adamw."
+        require_muon()
+        if not matrices:
+            raise RecipeError(
+                "`optimizer: muon` moves the weights of linear layers, and none of them trains. Use adamw."
             )
         by_muon = {id(weight) for weight in matrices}
         split = {
@@ -90,6 +100,21 @@ class MuonWithAdamW(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> Any:
         """Move all parameters that have a gradient."""
         loss = closure() if closure is not None else None
+        self._leave_idle_matrices()
         for stepper in self._steppers:
             stepper.step()
         return loss
+
+    def _leave_idle_matrices(self) -> None:
+        """Take the gradients of zero from matrices: a tower that saw no image in this step stays as it is.
+
+        Muon's step has one size whatever the momentum's, so that such a tower would go on at full speed for hundreds of steps.
+        """
+        groups = (group["params"] for group in self.param_groups if group[_MARK])
+        matrices = [p for params in groups for p in params if p.grad is not None]
+        if not matrices:
+            return
+        norms = torch.stack([*torch._foreach_norm([p.grad for p in matrices])])
+        for matrix, is_idle in zip(matrices, (norms == 0).tolist(), strict=True):
+            if is_idle:
+                matrix.grad = None

@@ -300,10 +300,10 @@ class StageSection(Section):
     warmup: Annotated[float, Field(ge=0)] = 0.03
     """Warm-up: below 1 a fraction of the steps, else a number of steps."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Decoupled weight decay (AdamW); never applied to biases and norms."""
+    """Decoupled weight decay; never applied to biases and norms."""
     optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
     """muon moves the matrices of linear layers by Muon, the rest by AdamW (torch 2.9 or later, run.strategy ddp); from random
-    weights it needs a fraction of AdamW's steps. adamw_8bit needs a CUDA device and bitsandbytes (extra `quantize`)."""
+    weights it learns more in as many steps. adamw_8bit needs a CUDA device and bitsandbytes (extra `quantize`)."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Adam's decay rates."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
@@ -410,6 +410,7 @@ class RunSection(Section):
     strategy: Literal["ddp", "fsdp", "zero2"] = "ddp"
     """Several processes (torchrun): ddp shares gradients; fsdp also shards weights and optimiser state (FSDP2); zero2
     shards gradients and optimiser state (DeepSpeed, extra `deepspeed`)."""
+
     @field_validator("strategy", mode="before")
     @classmethod
     def _stage_three_is_fsdp(cls, value: object) -> object:
@@ -485,6 +486,10 @@ class Recipe(Section):
             if quantized and self.run.strategy == "fsdp":
                 raise ValueError(
                     f"{at}: train.{quantized[0]}.lora.quantize does not go with run.strategy fsdp; use ddp"
+                )
+            if stage.optimizer == "muon" and stage.objective != "contrastive" and self.run.strategy != "ddp":
+                raise ValueError(
+                    f"{at}: muon needs whole matrices, which run.strategy {self.run.strategy} cuts; use ddp"
                 )
             known = self.model.part_names()
             strange = [part for part in stage.train if known and part not in known]

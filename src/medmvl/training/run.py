@@ -29,6 +29,7 @@ from medmvl.training.callbacks import Bar, SaveAndStop, StageCallback, StepLog, 
 from medmvl.training.checkpoints import newest_whole
 from medmvl.training.distributed import barrier, gathered, is_main_process, join, shard
 from medmvl.training.features import StoredMedia, store_features
+from medmvl.training.muon import require_muon
 from medmvl.training.packing import PACKED, attention, supports_packing
 from medmvl.training.phantoms import draw_phantoms
 from medmvl.training.recipe import Recipe, StageSection
@@ -335,7 +336,13 @@ def choose_stages(recipe: Recipe, name: str | None) -> list[StageSection]:
 
 
 def prepare(recipe: Recipe) -> None:
-    """Import the recipe's plugins and quieten what is not meant for the user."""
+    """Import the recipe's plugins and quieten what is not meant for the user.
+
+    Raises:
+        RecipeError, MissingExtraError: if a plugin cannot be imported, or this torch lacks an optimiser.
+    """
+    if any(stage.optimizer == "muon" for stage in recipe.stages):
+        require_muon()
     for module in recipe.plugins:
         try:
             importlib.import_module(module)
