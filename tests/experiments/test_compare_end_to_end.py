@@ -1,4 +1,4 @@
-"""The runner for real: three stages, two variants that share two of them, processes and all."""
+"""The runner for real: four stages, two variants that share three of them, processes and all."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from medmvl.cli.main import app
 from medmvl.files import iter_jsonl, read_json
 
-STEPS = {f"stages.{stage}.max_steps": 2 for stage in ("align", "instruct", "adapt")}
+STAGES = ("contrast", "align", "instruct", "adapt")
+STEPS = {f"stages.{stage}.max_steps": 2 for stage in STAGES}
 
 
 @pytest.mark.slow
@@ -36,10 +37,10 @@ def test_two_variants_share_their_first_stages(tmp_path, monkeypatch):
     trained = [
         row["job"] for run in ("r4-seed0", "r8-seed0") for row in iter_jsonl(tmp_path / "out/runs" / run / "cost.jsonl")
     ]
-    assert sorted(trained) == [*["evaluate"] * 2, *["stage adapt"] * 2, "stage align", "stage instruct"]
+    assert sorted(trained) == [*["evaluate"] * 2, *["stage adapt"] * 2, "stage align", "stage contrast", "stage instruct"]
     stages = [row["stage"] for row in iter_jsonl(tmp_path / "out/runs/r8-seed0/log.jsonl")]
-    assert stages == [name for name in ("align", "instruct", "adapt") for _ in range(2)]
+    assert stages == [name for name in STAGES for _ in range(2)]
 
     again = CliRunner().invoke(app, words)
     assert again.exit_code == 0, again.output
-    assert len(list(iter_jsonl(tmp_path / "out/runs/r4-seed0/cost.jsonl"))) == 4  # nothing was run again
+    assert len(list(iter_jsonl(tmp_path / "out/runs/r4-seed0/cost.jsonl"))) == len(STAGES) + 1  # nothing was run again
