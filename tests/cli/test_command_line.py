@@ -108,6 +108,13 @@ def test_ask_prints_the_answer(medmvl, model_folder, media):
     status, out, err = medmvl(*question)
     assert status == 0, err
     assert out.endswith("\n")
+    assert "No picture" not in err
+
+
+def test_a_question_without_a_picture_is_answered_with_a_warning(medmvl, model_folder):
+    status, _, err = medmvl("ask", "--model", model_folder, "What is a lung?", "--max-new-tokens", "4")
+    assert status == 0
+    assert "without seeing anything" in err
 
 
 @pytest.mark.parametrize(
@@ -115,6 +122,7 @@ def test_ask_prints_the_answer(medmvl, model_folder, media):
     [
         (["ask", "--model", "nowhere", "What?"], r"nowhere is not a checkpoint folder"),
         (["ask", "--model", "{model}", "--image", "missing.png", "What?"], r"image missing\.png does not exist"),
+        (["ask", "--model", "{model}", " "], "question is empty"),
         (["predict", "--model", "{model}", "--data", "no.json", "--out", "o.jsonl"], r"no\.json does not exist"),
         (["predict", "--model", "{model}", "--data", "x", "--out", "o", "--control", "blnk"], "Did you mean 'blank'"),
         (["predict", "--model", "{model}", "--data", "x", "--out", "o", "--dtype", "int3"], "Unknown dtype 'int3'"),

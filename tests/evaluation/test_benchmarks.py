@@ -58,6 +58,19 @@ def test_the_published_tables_are_well_formed(table):
             assert BENCHMARKS[benchmark].column(key)
 
 
+def test_own_records_are_scored_whatever_they_ask_and_are_nobodys_table(tmp_path):
+    rows = [
+        record("a", "Yes", "yes.", task="anything"),
+        record("b", "Left lung", "the left lung"),
+        record("c", "(b) Mild", "(b) Mild"),
+    ]
+    entry = score(tmp_path, "own", *rows)
+    assert entry["counts"]["records"] == 3
+    assert entry["model"]["closed_accuracy"]["value"] == 1.0
+    assert entry["model"]["letter_accuracy"] == entry["model"]["letter_accuracy"] | {"value": 1.0, "n": 1}
+    assert "this run" not in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_ct_rate_has_both_bleu_flavours_and_letters(tmp_path):
     rows = [
         record("a", "(b) Mild recessions", "(a) Severe recessions", task="choice"),

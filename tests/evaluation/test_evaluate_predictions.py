@@ -133,6 +133,14 @@ def test_missing_answers_count_as_empty_and_unknown_ones_do_not_count(tmp_path, 
     assert entry["counts"]["records"] == 60
 
 
+def test_the_share_of_faulty_rows_counts_each_row_once(tmp_path, predictions, phantom_rows):
+    references = [{key: value for key, value in row.items() if key != "prediction"} for row in phantom_rows]
+    unasked = [{**references[0], "id": f"unasked-{number}"} for number in range(60)]
+    write_jsonl(tmp_path / "data.jsonl", references + unasked)
+    with pytest.raises(EvaluationError, match=r"50\.0% of the rows are faulty"):
+        evaluate_predictions(predictions, "phantom-2d", tmp_path / "out", references=tmp_path / "data.jsonl")
+
+
 def test_files_that_cannot_be_read_say_so(tmp_path):
     with pytest.raises(DataError, match="does not exist"):
         evaluate_predictions(tmp_path / "none.jsonl", "phantom-2d", tmp_path)

@@ -37,7 +37,13 @@ def test_two_variants_share_their_first_stages(tmp_path, monkeypatch):
     trained = [
         row["job"] for run in ("r4-seed0", "r8-seed0") for row in iter_jsonl(tmp_path / "out/runs" / run / "cost.jsonl")
     ]
-    assert sorted(trained) == [*["evaluate"] * 2, *["stage adapt"] * 2, "stage align", "stage contrast", "stage instruct"]
+    assert sorted(trained) == [
+        *["evaluate"] * 2,
+        *["stage adapt"] * 2,
+        "stage align",
+        "stage contrast",
+        "stage instruct",
+    ]
     stages = [row["stage"] for row in iter_jsonl(tmp_path / "out/runs/r8-seed0/log.jsonl")]
     assert stages == [name for name in STAGES for _ in range(2)]
 

@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from medmvl.cli.main import app
-from medmvl.errors import DataError, RecipeError
+from medmvl.errors import CheckpointError, DataError, RecipeError
 from medmvl.files import write_text
 from medmvl.training.cost import Hardware, PartCost, memory_bytes
 from medmvl.training.dry_run import dry_run
@@ -61,6 +61,12 @@ def test_hardware_lines():
 def test_hours_shrink_with_more_devices(recipe):
     one, two = (dry_run(recipe({}), hardware=line, console=quiet())[0].hours for line in ("A100-80GB", "2xA100-80GB"))
     assert one == pytest.approx(2 * two)
+
+
+def test_a_start_that_is_not_there_is_said_before_any_hub_is_asked(recipe):
+    settings = recipe({}) | {"model": {"from": "checkpoints/nowhere"}}
+    with pytest.raises(CheckpointError, match="checkpoints/nowhere is not a checkpoint folder"):
+        dry_run(settings, console=quiet())
 
 
 def test_records_that_do_not_fit_are_all_named(recipe):

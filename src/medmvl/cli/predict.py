@@ -93,11 +93,16 @@ def ask(
     device: o.Device = None,
 ) -> None:
     """Ask a model one question about images or volumes."""
+    from medmvl.errors import DataError
     from medmvl.files import existing_file
     from medmvl.inference import Predictor
 
     images = [str(existing_file(path, "image")) for path in image or []]
     volumes = [str(path) for path in volume or []]
+    if not question.strip():
+        raise DataError("The question is empty. Ask something.")
+    if not images and not volumes:
+        typer.echo("No picture was given (--image, --volume): the model answers without seeing anything.", err=True)
     predictor = Predictor.from_pretrained(model, device=device, dtype=dtype, template=template)
     typer.echo(
         predictor.answer(

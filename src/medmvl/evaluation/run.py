@@ -24,6 +24,9 @@ from medmvl.files import sha256, write_text
 
 MAX_FAULTY = 0.01  # share of faulty rows that is reported but tolerated
 
+#: The fault of an answer whose question is not among the references.
+NOT_ASKED = "id not in the data"
+
 
 def evaluate_predictions(
     predictions: Path,
@@ -82,9 +85,11 @@ def evaluate_predictions(
     check_control_names(paths)
     check_metrics(radeval)
     items, faults = read_items(Path(predictions), strict=strict)
+    dropped = faults.total()
     answers = {name: read_items(path, strict=strict)[0] for name, path in paths.items()}
     if references is not None:
         items = check_against_references(items, Path(references), task, faults, strict=strict)
+        dropped += len(faults.found.get(NOT_ASKED, ()))
     items, others = own_items(task, items, Path(predictions))
     answers = {name: own_items(task, theirs, paths[name])[0] for name, theirs in answers.items()}
     if labels is not None:
@@ -108,7 +113,7 @@ def evaluate_predictions(
     write_report(folder, title)
     if failure is not None:
         raise failure
-    check_faults(faults, len(items), max_faulty)
+    check_faults(faults, len(items) + dropped, max_faulty)
     return results
 
 
@@ -126,13 +131,13 @@ def _add_clinical(entry: dict[str, Any], items: list[Item], names: Sequence[str]
     return failure
 
 
-def check_faults(faults: Faults, scored: int, max_faulty: float) -> None:
+def check_faults(faults: Faults, rows: int, max_faulty: float) -> None:
     """Raise if more than `max_faulty` of all rows were faulty.
 
     Raises:
         EvaluationError: naming the faults.
     """
-    share = faults.total() / max(1, scored + faults.total())
+    share = min(1.0, faults.total() / max(1, rows))
     if share > max_faulty:
         raise EvaluationError(
             f"{share:.1%} of the rows are faulty, more than the allowed {max_faulty:.1%}: {faults.describe()}. "
@@ -172,7 +177,7 @@ def check_against_references(
     answered = {item.id for item in items}
     unknown = [item.id for item in items if item.id not in records]
     missing = [identifier for identifier in records if identifier not in answered]
-    for kind, ids in (("id not in the data", unknown), ("not answered", missing)):
+    for kind, ids in ((NOT_ASKED, unknown), ("not answered", missing)):
         if ids and strict:
             raise EvaluationError(f"{references}: {kind}: {ids[0]}. Predict again, or leave out --strict to go on.")
         for identifier in ids:

@@ -30,7 +30,7 @@ class StrictModel(PreTrainedModel):
         Raises:
             CheckpointError: if the folder is not a whole checkpoint of this kind of model.
         """
-        _check_kind(Path(folder), cls.config_class.model_type)
+        check_kind(Path(folder), cls.config_class.model_type)
         wants_info = kwargs.pop("output_loading_info", False)
         in_full = kwargs.get("dtype") in (torch.float32, "float32") and not kwargs.get("device_map")
         if in_full:
@@ -64,7 +64,7 @@ class StrictModel(PreTrainedModel):
         super().save_pretrained(*args, **kwargs)
 
 
-def _check_kind(folder: Path, wanted: str) -> None:
+def check_kind(folder: Path, wanted: str) -> None:
     """Refuse what is no checkpoint of this kind before anything is built: transformers would go to the hub for a name, and
     build a model of its default sizes, several billion parameters, for another model's config.
 

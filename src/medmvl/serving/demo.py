@@ -19,7 +19,7 @@ from medmvl.serving.study import PLANES, Plane, Study, load_study
 _VIEW_HEIGHT = 460
 
 _NOTICE = "Research software. Its answers are not a diagnosis and must not be used as one."
-_EXAMPLES = ("Is there a pleural effusion?", "Which side is the nodule on?", "Write the report of this examination.")
+_EXAMPLES = ("Is there a pleural effusion?", "Which side is the pacemaker on?", "Write the report of this examination.")
 
 
 class Session:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -16,6 +17,7 @@ from medmvl.models import MedMVLConfig, MedMVLForConditionalGeneration
 from medmvl.models.assemble import llm_config, tower_spec
 from medmvl.models.contrastive import DualEncoderConfig
 from medmvl.models.encoders.own import DUAL_ENCODER, own_kind
+from medmvl.models.strict import check_kind
 from medmvl.processing import ImageProcessor, MedMVLProcessor, Normalisation, VolumeProcessor
 from medmvl.processing.pairs import PairProcessor
 from medmvl.processing.volume3d import GREY_TO_UNIT
@@ -59,6 +61,7 @@ def build_config(recipe: Recipe) -> tuple[MedMVLConfig, MedMVLProcessor]:
     """Return config and processor of the model that a recipe describes, without a weight being made or read."""
     section = recipe.model
     if section.from_ is not None:
+        check_kind(Path(section.from_), MedMVLConfig.model_type)
         return MedMVLConfig.from_pretrained(section.from_), MedMVLProcessor.from_pretrained(section.from_)
     tokenizer = build_tokenizer(recipe)
     text_config = llm_config(llm_source(section, tokenizer))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medmvl.evaluation.tasks import ct, medmnist, paper2d, phantom, retrieval
+from medmvl.evaluation.tasks import ct, medmnist, own, paper2d, phantom, retrieval
 from medmvl.evaluation.tasks.base import BENCHMARKS, GROUPS, Benchmark, Column, expand_benchmarks
 from medmvl.evaluation.tasks.profiles import PROFILES, with_profile
 
@@ -15,6 +15,7 @@ __all__ = [
     "expand_benchmarks",
     "ct",
     "medmnist",
+    "own",
     "paper2d",
     "phantom",
     "retrieval",
