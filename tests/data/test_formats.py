@@ -68,6 +68,11 @@ def test_an_empty_system_turn_and_a_greeting_may_stand_first(first):
         ({"conversations": turns("<image> <image3d> What?", "  ")}, "empty answer"),
         ({"conversations": []}, "at least one turn"),
         ({"conversations": None, "conversation": turns("a")}, "Did you mean 'conversations'?"),
+        (
+            {"conversations": None, "image": ["a.png"], "conversation": turns("a")},
+            "The key 'conversation' is not known. Did you mean 'conversations'?",
+        ),
+        ({"image": None, "imgae": ["a.png"]}, "'imgae' is not known. Did you mean 'image'?"),
         ({"conversations": turns("a", "b")[::-1]}, "assistant → user"),
         ({"conversations": [{"from": "doctor", "value": "x"}]}, "'doctor'"),
         ({"conversations": turns("hello", "see <image>")}, "placeholders belong into questions"),

@@ -64,8 +64,8 @@ def parse_record(record: Any, where: str) -> Sample:
         images = _media_paths(record, ("image",), part_paths[IMAGE_PLACEHOLDER])
         volumes = _media_paths(record, ("image3d", "volume"), part_paths[VOLUME_PLACEHOLDER])
         _check_order(messages)
-        _check_count(messages, IMAGE_PLACEHOLDER, images, "image")
-        _check_count(messages, VOLUME_PLACEHOLDER, volumes, "image3d")
+        _check_count(record, messages, IMAGE_PLACEHOLDER, images, "image")
+        _check_count(record, messages, VOLUME_PLACEHOLDER, volumes, "image3d")
         answer = _parse_answer(record.get("answer"))
     except DataError as error:
         raise DataError(f"{where}, record {identifier!r}: {error}") from error
@@ -123,11 +123,16 @@ def _parse_messages(record: dict[str, Any]) -> tuple[tuple[Message, ...], dict[s
 
 
 def _closest_key(record: dict[str, Any], wanted: tuple[str, ...]) -> str:
+    return _misspelt(record, wanted) or f"A record needs one of: {', '.join(wanted)}."
+
+
+def _misspelt(record: dict[str, Any], wanted: tuple[str, ...]) -> str:
+    """Return a hint at a key of `record` that may stand for one of `wanted`; empty without one."""
     for key in record:
-        hint = did_you_mean(str(key), wanted)
+        hint = did_you_mean(str(key), wanted) if key not in RECORD_KEYS else ""
         if hint.startswith("Did you mean"):
             return f"The key {key!r} is not known. {hint}"
-    return f"A record needs one of: {', '.join(wanted)}."
+    return ""
 
 
 def _parse_turn(turn: Any, name: str, speaker_key: str, text_key: str, paths: dict[str, list[str]]) -> Message:
@@ -201,12 +206,15 @@ def _check_order(messages: tuple[Message, ...]) -> None:
         )
 
 
-def _check_count(messages: tuple[Message, ...], placeholder: str, paths: tuple[str, ...], key: str) -> None:
+def _check_count(
+    record: dict[str, Any], messages: tuple[Message, ...], placeholder: str, paths: tuple[str, ...], key: str
+) -> None:
     found = sum(message.text.count(placeholder) for message in messages)
     if found != len(paths):
+        hint = _misspelt(record, (key,)) if not paths else ""
         raise DataError(
             f"its text holds {found} {placeholder} placeholder(s), and {key!r} lists {len(paths)} path(s). "
-            f"Write one {placeholder} where each file belongs."
+            + (hint or f"Write one {placeholder} where each file belongs.")
         )
 
 
