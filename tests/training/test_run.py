@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from medmvl.errors import DataError, RecipeError, TrainingError
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.processing import MedMVLProcessor
+from medmvl.training import callbacks
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
 
@@ -205,6 +206,14 @@ def test_a_device_that_is_not_there_is_refused(recipe, tmp_path):
         pytest.skip("this machine has one")
     with pytest.raises(RecipeError, match="does not have"):
         train(recipe({}, run={"device": "cuda"}), tmp_path / "run")
+
+
+def test_a_run_without_a_terminal_says_where_it_is(recipe, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(callbacks, "SECONDS_BETWEEN_LINES", 0.0)
+    train(recipe({"max_steps": 2}, run={"device": "cpu"}), tmp_path / "run")
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("s0: step")]
+    assert [line.partition("  ")[0] for line in lines] == ["s0: step 1 of 2", "s0: step 2 of 2"]
+    assert "loss" in lines[0]
 
 
 def test_tensorboard_files_hold_the_loss(recipe, tmp_path):

@@ -96,12 +96,17 @@ def drop_lines_after(path: Path, stage: str, step: int) -> None:
         temporary.write_text("".join(kept), encoding="utf-8")
 
 
+#: How often a run without a terminal (a queue's log) says where it is.
+SECONDS_BETWEEN_LINES = 60.0
+
+
 class Bar(StageCallback):
-    """A progress bar with the loss, on the error stream of the first process."""
+    """A progress bar with the loss, on the error stream of the first process; without a terminal, a line a minute."""
 
     def __init__(self, stage: str) -> None:
         self._stage = stage
         self._progress: Progress | None = None
+        self._said = time.monotonic()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -119,11 +124,17 @@ class Bar(StageCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
         """Move the bar."""
-        if self._progress is not None and "loss" in logs:
-            facts = self.trainer.facts
-            rate = facts.tokens / max(time.perf_counter() - facts.started, 1e-9)
-            text = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {rate:,.0f} tokens/s"
+        if not state.is_world_process_zero or "loss" not in logs:
+            return
+        facts = self.trainer.facts
+        rate = facts.tokens / max(time.perf_counter() - facts.started, 1e-9)
+        text = f"loss {logs['loss']:.4f}  lr {logs['learning_rate']:.2e}  {rate:,.0f} tokens/s"
+        if self._progress is not None:
             self._progress.update(self._task, completed=state.global_step, facts=text)
+        elif time.monotonic() - self._said >= SECONDS_BETWEEN_LINES:
+            self._said = time.monotonic()
+            line = f"{self._stage}: step {state.global_step} of {state.max_steps}  {text}"
+            Console(stderr=True, soft_wrap=True).print(line, highlight=False)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

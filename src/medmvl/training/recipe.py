@@ -421,7 +421,7 @@ class RunSection(Section):
     tensorboard: bool = False
     """Also write TensorBoard files to `<stage>/tensorboard` (needs the extra `tensorboard`)."""
     progress: bool = True
-    """Show a progress bar."""
+    """Show a progress bar; without a terminal, a line a minute."""
 
 
 class PhantomSection(Section):

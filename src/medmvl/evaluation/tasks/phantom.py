@@ -49,7 +49,7 @@ PHANTOM_2D = BENCHMARKS.add(
     Benchmark(
         name="phantom-2d",
         title="Phantom radiographs",
-        about="Projected chest phantoms in SLAKE's layout, held-out patients: closed and open questions, reports, boxes "
+        about="Projected chest phantoms in SLAKE's layout, held-out patients: closed and open questions, boxes "
         "(refer) and names of boxes (identify). Synthetic; no clinical claim.",
         columns=(*_word_columns(), *_box_columns()),
         headline="closed_accuracy",
