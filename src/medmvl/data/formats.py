@@ -119,11 +119,7 @@ def _parse_messages(record: dict[str, Any]) -> tuple[tuple[Message, ...], dict[s
         return tuple(messages), paths
     wanted = ("conversations", "messages")
     raise DataError(f"it has neither 'conversations' nor 'messages' (keys: {', '.join(map(str, record))}). "
-                    + _closest_key(record, wanted))  # fmt: skip
-
-
-def _closest_key(record: dict[str, Any], wanted: tuple[str, ...]) -> str:
-    return _misspelt(record, wanted) or f"A record needs one of: {', '.join(wanted)}."
+                    + (_misspelt(record, wanted) or f"A record needs one of: {', '.join(wanted)}."))  # fmt: skip
 
 
 def _misspelt(record: dict[str, Any], wanted: tuple[str, ...]) -> str:

@@ -26,7 +26,7 @@ def control_names(entry: Mapping[str, Any]) -> list[str]:
 
 
 def image_text(share: Mapping[str, Any] | None) -> str:
-    """Return "+0.41 [+0.33, +0.49]": model minus its strongest control on the same model; a dash without a model control."""
+    """Return "+0.41 [+0.33, +0.49]": model minus the strongest control that asks the model; a dash without one."""
     return score_text(share and {"value": share["gain"], "ci95": share["ci95"]}, signed=True)
 
 
@@ -53,7 +53,8 @@ def markdown_table(results: Mapping[str, Any]) -> str:
         parts += [line(header), line(["---"] * len(header)), *map(line, rows), ""]
         parts += [
             f"{counts['records']} records of {counts['patients']} patients; {counts['empty_predictions']} empty answers. "
-            "Brackets: 95 % bootstrap interval over patients. Owed to the image: model minus the strongest of blank, shuffled and text only, whichever were asked for.",
+            "Brackets: 95 % bootstrap interval over patients. Owed to the image: model minus the strongest of blank, shuffled "
+            "and text only, whichever were asked for.",
             "",
         ]
         faults = entry.get("faults") or {}

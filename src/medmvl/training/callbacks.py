@@ -123,7 +123,7 @@ class Bar(StageCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict[str, Any], **kwargs: Any
     ) -> None:
-        """Move the bar."""
+        """Move the bar, or say from time to time where the run is."""
         if not state.is_world_process_zero or "loss" not in logs:
             return
         facts = self.trainer.facts

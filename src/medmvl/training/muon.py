@@ -65,10 +65,6 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self, groups: list[dict[str, Any]], matrices: list[nn.Parameter], betas: tuple[float, float] = (0.9, 0.999)
     ) -> None:
         require_muon()
-        if not matrices:
-            raise RecipeError(
-                "`optimizer: muon` moves the weights of linear layers, and none of them trains. Use adamw."
-            )
         by_muon = {id(weight) for weight in matrices}
         split = {
             mark: [
@@ -78,9 +74,11 @@ class MuonWithAdamW(torch.optim.Optimizer):
             ]
             for mark in (True, False)
         }
-        self._steppers: list[torch.optim.Optimizer] = []
-        if split[True]:
-            self._steppers.append(torch.optim.Muon(split[True], adjust_lr_fn="match_rms_adamw"))
+        if not split[True]:
+            raise RecipeError(
+                "`optimizer: muon` moves the weights of linear layers, and none of them trains. Use adamw."
+            )
+        self._steppers: list[torch.optim.Optimizer] = [torch.optim.Muon(split[True], adjust_lr_fn="match_rms_adamw")]
         if split[False]:
             self._steppers.append(torch.optim.AdamW(split[False], betas=betas))
         super().__init__([group for stepper in self._steppers for group in stepper.param_groups], {})

@@ -410,6 +410,10 @@ class RunSection(Section):
     strategy: Literal["ddp", "fsdp", "zero2"] = "ddp"
     """Several processes (torchrun): ddp shares gradients; fsdp also shards weights and optimiser state (FSDP2); zero2
     shards gradients and optimiser state (DeepSpeed, extra `deepspeed`)."""
+    tensorboard: bool = False
+    """Also write TensorBoard files to `<stage>/tensorboard` (needs the extra `tensorboard`)."""
+    progress: bool = True
+    """Show a progress bar; without a terminal, a line a minute."""
 
     @field_validator("strategy", mode="before")
     @classmethod
@@ -417,11 +421,6 @@ class RunSection(Section):
         if value == "zero3":
             raise ValueError("ZeRO-3 spreads what FSDP2 spreads: weights, gradients, optimiser state. Use fsdp")
         return value
-
-    tensorboard: bool = False
-    """Also write TensorBoard files to `<stage>/tensorboard` (needs the extra `tensorboard`)."""
-    progress: bool = True
-    """Show a progress bar; without a terminal, a line a minute."""
 
 
 class PhantomSection(Section):
