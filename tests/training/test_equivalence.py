@@ -9,9 +9,9 @@ from safetensors.torch import load_file
 from medmvl.data.dataset import SampleDataset
 from medmvl.data.mixture import Mixture
 from medmvl.models.assemble import llm_config
+from medmvl.training.attention import PACKED, attention
 from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler, StepShape, share_out
 from medmvl.training.build import build
-from medmvl.training.packing import PACKED, attention
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
@@ -159,17 +159,17 @@ def varlen_by_mask(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_s
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("keys", [4, 2])
 def test_one_kernel_for_the_row_is_asked_for_what_the_loop_does(monkeypatch, window, keys):
-    from medmvl.training import packing
+    from medmvl.training import attention as module
 
     torch.manual_seed(0)
     segments = [5, 1, 9, 4]
     shapes = [(1, heads, sum(segments), 8) for heads in (4, keys, keys)]
     inputs = [torch.randn(shape, requires_grad=True) for shape in shapes]
-    loop, _ = packing.packed_attention(None, *inputs, None, segments=segments, sliding_window=window)
+    loop, _ = module.packed_attention(None, *inputs, None, segments=segments, sliding_window=window)
     expected = torch.autograd.grad(loop.square().sum(), inputs)
-    monkeypatch.setattr(packing, "_flash", lambda query: True)
-    monkeypatch.setattr(packing, "_varlen_attention", lambda: varlen_by_mask)
-    once, _ = packing.packed_attention(None, *inputs, None, segments=segments, sliding_window=window)
+    monkeypatch.setattr(module, "_flash", lambda query: True)
+    monkeypatch.setattr(module, "_varlen_attention", lambda: varlen_by_mask)
+    once, _ = module.packed_attention(None, *inputs, None, segments=segments, sliding_window=window)
     torch.testing.assert_close(once, loop)
     for one, other in zip(torch.autograd.grad(once.square().sum(), inputs), expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
@@ -346,3 +346,32 @@ def test_feature_cache_needs_a_frozen_encoder(recipe, tmp_path):
 
     with pytest.raises(RecipeError, match="every encoder trains"):
         train(recipe({"feature_cache": True}), tmp_path / "run")
+
+
+@pytest.mark.parametrize("autocast", [True, False])
+def test_attention_in_half_precision_on_the_cpu_is_that_of_fp32(autocast):
+    from medmvl.training.attention import CPUAttention
+
+    torch.manual_seed(0)
+    half = [torch.randn(2, 4, 40, 16).bfloat16() for _ in range(3)]
+    given = [(value.float() if autocast else value.clone()).requires_grad_() for value in half]
+    exact = [value.float().requires_grad_() for value in half]
+    with CPUAttention(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        result = torch.nn.functional.scaled_dot_product_attention(*given, is_causal=True)
+    expected = torch.nn.functional.scaled_dot_product_attention(*exact, is_causal=True)
+    assert result.dtype == torch.bfloat16
+    assert torch.equal(result, expected.bfloat16())
+    slope = torch.randn_like(result)
+    gradients = torch.autograd.grad(result, given, slope)
+    for one, other in zip(gradients, torch.autograd.grad(expected, exact, slope.float()), strict=True):
+        assert torch.equal(one, other.to(one.dtype))
+
+
+def test_attention_in_full_precision_is_left_alone():
+    from medmvl.training.attention import CPUAttention
+
+    torch.manual_seed(0)
+    inputs = dict(zip(("query", "key", "value"), torch.randn(3, 1, 2, 9, 8), strict=True))
+    plain = torch.nn.functional.scaled_dot_product_attention(**inputs)
+    with CPUAttention():
+        assert torch.equal(torch.nn.functional.scaled_dot_product_attention(**inputs), plain)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medmvl.models.head_loss import head_loss
-from medmvl.training import packing
+from medmvl.training import attention as module
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
 
@@ -20,10 +20,10 @@ def test_one_kernel_for_the_row_equals_the_loop(monkeypatch, window, keys):
     segments = [37, 1, 130, 64]
     shapes = [(1, heads, sum(segments), 64) for heads in (8, keys, keys)]
     inputs = [torch.randn(s, device="cuda", dtype=torch.bfloat16, requires_grad=True) for s in shapes]
-    once, _ = packing.packed_attention(None, *inputs, None, segments=segments, sliding_window=window)
+    once, _ = module.packed_attention(None, *inputs, None, segments=segments, sliding_window=window)
     gradients = torch.autograd.grad(once.float().square().sum(), inputs)
-    monkeypatch.setattr(packing, "_flash", lambda query: False)
-    loop, _ = packing.packed_attention(None, *inputs, None, segments=segments, sliding_window=window)
+    monkeypatch.setattr(module, "_flash", lambda query: False)
+    loop, _ = module.packed_attention(None, *inputs, None, segments=segments, sliding_window=window)
     torch.testing.assert_close(once, loop, rtol=2e-2, atol=2e-2)
     for one, other in zip(gradients, torch.autograd.grad(loop.float().square().sum(), inputs), strict=True):
         torch.testing.assert_close(one, other, rtol=5e-2, atol=5e-2)

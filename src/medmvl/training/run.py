@@ -22,6 +22,7 @@ from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.processing import MedMVLProcessor
 from medmvl.processing.pairs import PairProcessor
 from medmvl.training.arguments import loss_kernel, stage_seed, training_arguments, use_cpu, with_zero
+from medmvl.training.attention import PACKED, CPUAttention, attention, supports_packing
 from medmvl.training.augmentation import Augmenter
 from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler, StepShape, cost_of
 from medmvl.training.build import build
@@ -30,7 +31,6 @@ from medmvl.training.checkpoints import newest_whole
 from medmvl.training.distributed import barrier, gathered, is_main_process, join, shard
 from medmvl.training.features import StoredMedia, store_features
 from medmvl.training.muon import require_muon
-from medmvl.training.packing import PACKED, attention, supports_packing
 from medmvl.training.phantoms import draw_phantoms
 from medmvl.training.recipe import Recipe, StageSection
 from medmvl.training.recipe_io import load_recipe
@@ -118,7 +118,7 @@ def run_to_the_end(trainer: StageTrainer, stage: StageSection, folder: RunFolder
         TrainingInterruptedError: if the run was asked to stop; a checkpoint is there.
     """
     checkpoint = newest_whole(folder.checkpoints(stage.name))
-    with StopSignal(trainer):
+    with StopSignal(trainer), CPUAttention():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.interrupted and trainer.state.global_step < trainer.state.max_steps:
         raise TrainingInterruptedError(

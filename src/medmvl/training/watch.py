@@ -20,9 +20,9 @@ from medmvl.errors import DataError
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.processing import MedMVLProcessor
 from medmvl.training.answers import judged
+from medmvl.training.attention import attention
 from medmvl.training.batches import BatchMaker
 from medmvl.training.callbacks import StageCallback, drop_lines_after
-from medmvl.training.packing import attention
 from medmvl.training.recipe import EvaluateSection
 from medmvl.training.state import is_sharded
 
