@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from medmvl.training import zero
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
+from medmvl.training.state import ValueReader
+from medmvl.training.trainer import StageTrainer
 from processes import in_two_processes, train_until, train_where_the_first_look_is_the_best
 
 from .conftest import CONNECTORS
@@ -103,15 +106,16 @@ def test_zero_without_deepspeed_names_the_extra(recipe, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     run = {"progress": False, "device": "cpu", "strategy": "zero2"}
     with pytest.raises(MissingExtraError, match=r"medmvl\[deepspeed\]"):
-        zero.settings(load_recipe(recipe({}, run=run)).stages[0])
+        zero.settings(load_recipe(recipe({}, run=run)).stages[0], 2)
 
 
 @pytest.mark.slow  # DeepSpeed takes its time to begin
-def test_zero_trains_the_same_and_goes_on_without_it(recipe, tmp_path):
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_zero_trains_the_same_and_goes_on_without_it(recipe, tmp_path, strategy):
     pytest.importorskip("deepspeed")
     # DeepSpeed adds gradients up in another order, and Adam's first steps magnify rounding.
     stage = {"max_steps": 4, "batch_size": 8, "micro_batch_size": 2, "lr": 1e-3, "save_every": 2}
-    run = {"progress": False, "device": "cpu", "strategy": "zero2"}
+    run = {"progress": False, "device": "cpu", "strategy": strategy}
     train(recipe(stage), tmp_path / "one")
     in_two_processes(train, recipe(stage, run=run), tmp_path / "two")
     assert_same_course(tmp_path / "one", tmp_path / "two", looser=2)
@@ -124,14 +128,61 @@ def test_zero_trains_the_same_and_goes_on_without_it(recipe, tmp_path):
 
 
 @pytest.mark.slow  # DeepSpeed takes its time to begin
-def test_zero_ends_with_the_best_weights(recipe, tmp_path):
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_zero_runs_stages_of_every_kind_with_unequal_batches(recipe, tmp_path, strategy):
+    pytest.importorskip("deepspeed")
+    # One process gets the texts and images, the other the volumes; it also looks at one batch more of held-out records.
+    look = {"data": ["held"], "every": 2, "samples": 17, "generate": 2, "max_new_tokens": 3}
+    lora = {"train": {"llm": {"mode": "lora", "lora": {"r": 2, "dora": True}}, **CONNECTORS}}
+    stages = (
+        {"train": CONNECTORS, "feature_cache": True, "max_steps": 2, "batch_size": 6, "lr": 1e-3, "data": ["d"]},
+        {"max_steps": 2, "batch_size": 6, "lr": 1e-3, "data": ["d"], "evaluate": look},
+        {**lora, "max_steps": 2, "batch_size": 6, "lr": 1e-3, "data": ["d"]},
+    )
+    run = {"progress": False, "device": "cpu", "strategy": strategy}
+    data = {"d": {"path": "d.jsonl"}, "held": {"path": "d.jsonl"}}
+    train(recipe(*stages, data=data), tmp_path / "one")
+    in_two_processes(train, recipe(*stages, run=run, data=data), tmp_path / "two")
+    assert_same_course(tmp_path / "one", tmp_path / "two", looser=3)
+    answers = [(tmp_path / name / "samples.jsonl").read_text() for name in ("one", "two")]
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.slow  # DeepSpeed takes its time to begin
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_zero_ends_with_the_best_weights(recipe, tmp_path, strategy):
     pytest.importorskip("deepspeed")
     look = {"data": ["held"], "every": 1, "samples": 8, "generate": 0, "patience": 3}
     stage = {"max_steps": 3, "batch_size": 8, "lr": 1e-2, "data": ["d"], "evaluate": look}
-    run = {"progress": False, "device": "cpu", "strategy": "zero2"}
+    run = {"progress": False, "device": "cpu", "strategy": strategy}
     data = {"d": {"path": "d.jsonl"}, "held": {"path": "d.jsonl"}}
     in_two_processes(train_where_the_first_look_is_the_best, recipe(stage, run=run, data=data), tmp_path / "run")
-    best = load_file(tmp_path / "run" / "s0" / "checkpoints" / "checkpoint-1" / "trainable.safetensors")
+    best = ValueReader(tmp_path / "run" / "s0" / "checkpoints" / "checkpoint-1", "trainable")
     ended = load_file(tmp_path / "run" / "model" / "model.safetensors")
-    assert best.keys() & ended.keys()
-    assert all(torch.equal(ended[name], value) for name, value in best.items() if name in ended)
+    assert set(best.names) & ended.keys()
+    assert all(torch.equal(ended[name], best[name]) for name in best.names if name in ended)
+
+
+def train_and_find_the_largest_weight(recipe: dict, out: Path) -> None:
+    original, seen = StageTrainer._get_grad_norm, []
+
+    def look(self, model, grad_norm=None):
+        seen.append(max(p.numel() for p in self.applied.model.parameters()))
+        return original(self, model, grad_norm)
+
+    StageTrainer._get_grad_norm = look
+    train(recipe, out)
+    Path(out, f"seen-{torch.distributed.get_rank()}.json").write_text(json.dumps(seen))
+
+
+@pytest.mark.slow  # DeepSpeed takes its time to begin
+def test_zero3_holds_no_weight_whole(recipe, tmp_path):
+    pytest.importorskip("deepspeed")
+    run = {"progress": False, "device": "cpu", "strategy": "zero3"}
+    stages = [{"max_steps": 1, "batch_size": 8, "lr": 1e-3}]
+    stages += [{"train": {"llm": {"mode": "lora", "lora": {"r": 2}}}, "max_steps": 1, "batch_size": 6, "lr": 1e-3}]
+    in_two_processes(train_and_find_the_largest_weight, recipe(*stages, run=run), tmp_path / "run")
+    for rank in range(2):
+        largest = json.loads((tmp_path / "run" / f"seen-{rank}.json").read_text())
+        assert len(largest) == 2
+        assert max(largest) < 10 * 32  # ten times the LLM's width: below that DeepSpeed keeps them at hand

@@ -21,9 +21,10 @@ from medmvl.checkpoints.reference_config import is_reference
 from medmvl.checkpoints.resolve import Resolver
 from medmvl.checkpoints.source import Source
 from medmvl.checkpoints.tinyllava import is_tinyllava, read_tinyllava
-from medmvl.checkpoints.write import check_complete, expected_tensors, whole_folder, write_weights
+from medmvl.checkpoints.write import check_complete, whole_folder
 from medmvl.errors import CheckpointError
 from medmvl.files import PathLike, write_json
+from medmvl.models.weight_writer import expected_tensors, write_weights
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,14 +17,14 @@ from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
 from medmvl.checkpoints.probe import probe_batch, probe_logits
-from medmvl.checkpoints.source import Entry
-from medmvl.checkpoints.write import whole_folder, write_weights
+from medmvl.checkpoints.write import whole_folder
 from medmvl.data.sample import IMAGE_PLACEHOLDER, Message
 from medmvl.errors import CheckpointError
 from medmvl.files import PathLike
 from medmvl.models import MedMVLConfig, MedMVLForConditionalGeneration
 from medmvl.models.encoders.transformers_vision import TransformersVisionSpec
 from medmvl.models.visual_tokens import count_visual_tokens
+from medmvl.models.weight_writer import Entry, write_weights
 from medmvl.processing import MedMVLProcessor
 from medmvl.processing.chat import render
 from medmvl.processing.image2d import pil_processor_class

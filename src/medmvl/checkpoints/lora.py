@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from medmvl.checkpoints.source import Entry
 from medmvl.errors import CheckpointError
+from medmvl.models.weight_writer import Entry
 from medmvl.models.weights import Weights
 
 #: Tensors of an adapted linear layer as PEFT names them inside a model.

@@ -11,27 +11,13 @@ from transformers import PreTrainedTokenizerBase
 
 from medmvl.errors import CheckpointError
 from medmvl.models import MedMVLConfig
+from medmvl.models.weight_writer import Entry
 from medmvl.models.weights import Weights
 from medmvl.processing import MedMVLProcessor
 
 #: A tensor's name in the source -> its names in our model; an empty list for one that is known and not used,
 #: None for an unknown one.
 Renaming = Callable[[str], Sequence[str] | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """A tensor of our model and where it comes from.
-
-    Attributes:
-        source: its name in the source, for messages.
-        shape: known without reading.
-        load: reads it.
-    """
-
-    source: str
-    shape: tuple[int, ...]
-    load: Callable[[], Tensor]
 
 
 @dataclass

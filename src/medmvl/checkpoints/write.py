@@ -1,4 +1,4 @@
-"""A converted checkpoint onto the disk: streamed, sharded, and there whole or not at all."""
+"""A converted checkpoint onto the disk: complete, and there whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,17 +7,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
-from medmvl.checkpoints.source import Entry, Source
+from medmvl.checkpoints.source import Source
 from medmvl.errors import CheckpointError
-from medmvl.files import write_json
-from medmvl.models import MedMVLConfig, MedMVLForConditionalGeneration
-
-#: Of a written file, at 4 bytes a value; as much is in memory at once beside the mapped source.
-SHARD_BYTES = 2_000_000_000
 
 
 @contextmanager
@@ -50,21 +41,6 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def expected_tensors(config: MedMVLConfig) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of the tensors that a checkpoint of this config holds; tied ones stand once."""
-    with torch.device("meta"):
-        model = MedMVLForConditionalGeneration(config)
-    state = model.state_dict()
-    if config.text_config.tie_word_embeddings:
-        state.pop(_head_name(model))
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-
-def _head_name(model: MedMVLForConditionalGeneration) -> str:
-    head = model.get_output_embeddings()
-    return next(f"{name}.weight" for name, module in model.named_modules() if module is head)
-
-
 def check_complete(source: Source, expected: Mapping[str, tuple[int, ...]]) -> None:
     """Refuse a source whose tensors are not exactly the model's.
 
@@ -91,33 +67,3 @@ def check_complete(source: Source, expected: Mapping[str, tuple[int, ...]]) -> N
             f"The weights do not fit the model that the configs describe: {', '.join(found)}. A shard is missing, or a name "
             "was resolved to another part than the one the checkpoint was trained with."
         )
-
-
-def write_weights(entries: Mapping[str, Entry], folder: Path, shard_bytes: int = SHARD_BYTES) -> int:
-    """Write the tensors as safetensors, one shard in memory at a time; returns their bytes."""
-    shards = _plan_shards(entries, shard_bytes)
-    total, where = 0, {}
-    for number, names in enumerate(shards, start=1):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors: dict[str, Tensor] = {name: entries[name].load().contiguous().clone() for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
-        total += sum(tensor.nbytes for tensor in tensors.values())
-        where.update(dict.fromkeys(names, file))
-        del tensors  # before the next shard is read
-    if len(shards) > 1:
-        write_json(folder / "model.safetensors.index.json", {"metadata": {"total_size": total}, "weight_map": where})
-    return total
-
-
-def _plan_shards(entries: Mapping[str, Entry], shard_bytes: int) -> list[list[str]]:
-    """Group names so that no group exceeds `shard_bytes`, counting 4 bytes a value: an upper bound of what is stored."""
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, entry in sorted(entries.items()):
-        needed = 4 * torch.Size(entry.shape).numel()
-        if shards[-1] and size + needed > shard_bytes:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += needed
-    return shards

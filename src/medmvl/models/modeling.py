@@ -64,9 +64,9 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
         super().__init__(config)
         self.language_model = AutoModelForCausalLM.from_config(config.text_config)
         width = config.text_config.hidden_size
-        #: Run the towers that a batch does not use on blank input, so that gradients come in the same order on every
-        #: process. DDP and FSDP2 do not mind the order; DeepSpeed adds up what comes first with what comes first.
-        self.runs_idle_towers = False
+        #: Modality -> "pixels" or "features": what of a tower runs, on blank input, where a batch does not use it, so that
+        #: every process does the same in the same order. DDP and FSDP2 do not mind the order; DeepSpeed does.
+        self.idle_inputs: dict[str, str] = {}
         self.towers = nn.ModuleDict({name: config.tower(name).build(width) for name in config.towers})
         self.post_init()
 
@@ -121,7 +121,7 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
             if pixels is not None or features is not None:
                 embeddings = self._tower(modality)(pixels, features)
                 inputs_embeds = scatter_embeddings(inputs_embeds, mask, embeddings, modality)
-            elif self.training:
+            elif self.training or modality in self.idle_inputs:
                 # Every rank must touch every trainable parameter, or distributed training waits for ever.
                 inputs_embeds = inputs_embeds + self._nothing_from(modality)
         return inputs_embeds
@@ -130,10 +130,13 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
         """Return a zero that depends on every trainable weight of a tower that this batch does not use."""
         if modality not in self.towers:
             return 0.0
-        if self.runs_idle_towers:
-            spec = self.config.tower(modality)
-            blank = torch.zeros(1, spec.encoder_spec.channels, *spec.input_size, device=self.device)
-            return self._tower(modality)(blank).sum() * 0.0
+        if modality in self.idle_inputs:
+            tower, spec, kind = self._tower(modality), self.config.tower(modality), self.idle_inputs[modality]
+            encoder = spec.encoder_spec
+            size = (
+                (encoder.channels, *spec.input_size) if kind == "pixels" else (tower.stored_tokens, encoder.hidden_size)
+            )
+            return tower(**{kind: torch.zeros(1, *size, device=self.device)}).sum() * 0.0
         weights = [p for p in self.towers[modality].parameters() if p.requires_grad]
         return sum((p.flatten()[:1].sum() * 0.0 for p in weights), start=torch.zeros((), device=self.device))
 

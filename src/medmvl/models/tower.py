@@ -86,6 +86,11 @@ class Tower(nn.Module):
         """Whether the pooling makes fewer tokens and has nothing to learn: its result can be stored for the encoder's."""
         return self._pooled_tokens < self._tokens and not self.connector.pooling.state_dict()
 
+    @property
+    def stored_tokens(self) -> int:
+        """Tokens of an input of the tower's own size in `encode_pooled`."""
+        return self._pooled_tokens if self.pools_without_weights else self._tokens
+
     def encode_pooled(self, pixels: Tensor) -> Tensor:
         """Run the encoder and, if it has no weights, the pooling."""
         features = self.encode(pixels)

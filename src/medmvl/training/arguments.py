@@ -58,8 +58,8 @@ def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, s
     )
 
 
-def with_zero(args: TrainingArguments, stage: StageSection) -> TrainingArguments:
-    """Return the same settings with DeepSpeed's.
+def with_zero(args: TrainingArguments, stage: StageSection, level: int) -> TrainingArguments:
+    """Return the same settings with DeepSpeed's, of its stage `level`.
 
     Raises:
         RecipeError: for a stage that DeepSpeed cannot run here.
@@ -67,9 +67,9 @@ def with_zero(args: TrainingArguments, stage: StageSection) -> TrainingArguments
     """
     if stage.ema is not None:
         raise RecipeError(
-            f"Stage {stage.name!r}: run.strategy zero2 keeps no moving average. Leave ema out, or use ddp."
+            f"Stage {stage.name!r}: run.strategy zero{level} keeps no moving average. Leave ema out, or use ddp."
         )
-    return dataclasses.replace(args, deepspeed=zero.settings(stage))
+    return dataclasses.replace(args, deepspeed=zero.settings(stage, level))
 
 
 def use_cpu(run: RunSection) -> bool:

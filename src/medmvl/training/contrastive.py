@@ -197,15 +197,15 @@ def finish_contrastive(
     finished.to(getattr(torch, stage.save_dtype))
     target = folder.stage(stage.name)
     if recipe.model.encoder_only:
-        save_finished(target, finished, processor, recipe, stage.name)
+        save_finished(target, finished.save_pretrained, processor, recipe, stage.name)
         return
     assert source is not None
     with whole_folder(target / ENCODER) as aside:
-        write_checkpoint(aside, finished, processor, recipe, stage.name)
+        write_checkpoint(aside, finished.save_pretrained, processor, recipe, stage.name)
     model = MedMVLForConditionalGeneration.from_pretrained(source)
     part = model.parts()[f"{stage.modality}_encoder"]
     if part.state_dict().keys() != finished.encoder.state_dict().keys():
         raise RecipeError(f"{source} has changed since stage {stage.name!r} began. Start the stage anew.")
     part.load_state_dict(finished.encoder.state_dict())
     model.to(getattr(torch, stage.save_dtype))
-    save_finished(target, model, MedMVLProcessor.from_pretrained(source), recipe, stage.name)
+    save_finished(target, model.save_pretrained, MedMVLProcessor.from_pretrained(source), recipe, stage.name)

@@ -153,7 +153,7 @@ class Shards:
     @classmethod
     def of(cls, strategy: str, world: int) -> Shards:
         """Return what `run.strategy` spreads over `world` devices."""
-        return cls(world if strategy == "fsdp" else 1, world if strategy != "ddp" else 1)
+        return cls(world if strategy in ("fsdp", "zero3") else 1, world if strategy != "ddp" else 1)
 
 
 def memory_bytes(

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from accelerate import PartialState
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 
 from medmvl.models import MedMVLForConditionalGeneration
 
@@ -53,13 +52,3 @@ def shard(model: MedMVLForConditionalGeneration, device: torch.device, dtype: to
     # transformers then leaves placement, wrapping and gradient reduction to the model. fully_shard has just given the
     # model a class of its own, so that this says nothing about other models.
     type(model).is_distributed_loading_by_transformers = True
-
-
-def gathered(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return whole values on the CPU of the first process, and nothing elsewhere; all processes must call it."""
-    whole: dict[str, torch.Tensor] = {}
-    for name, value in values.items():
-        full = value.full_tensor() if isinstance(value, DTensor) else value
-        if is_main_process():
-            whole[name] = full.detach().to("cpu", copy=True)
-    return whole

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from medmvl.imaging.augment import Augmentation
 
@@ -151,7 +151,7 @@ class LoRASection(Section):
     quantize: Literal["nf4", "int8"] | None = None
     """Keep the part's frozen linear layers in few bits (QLoRA, arXiv 2305.14314): nf4 by bitsandbytes, int8 by torchao (extra
     `quantize`). The finished checkpoint is the model that was trained: the weights as the quantiser rounded them, adapters
-    merged. Not with `strategy: fsdp`."""
+    merged. With `strategy: ddp` only."""
 
 
 class PartSection(Section):
@@ -407,20 +407,13 @@ class RunSection(Section):
     """Keep encoded samples in memory up to this size per loader process; for small data sets seen many times."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """auto takes the accelerator if there is one."""
-    strategy: Literal["ddp", "fsdp", "zero2"] = "ddp"
-    """Several processes (torchrun): ddp shares gradients; fsdp also shards weights and optimiser state (FSDP2); zero2
-    shards gradients and optimiser state (DeepSpeed, extra `deepspeed`)."""
+    strategy: Literal["ddp", "fsdp", "zero2", "zero3"] = "ddp"
+    """Several processes (torchrun): ddp shares gradients; fsdp shards weights, gradients and optimiser state (FSDP2); zero2
+    shards gradients and optimiser state, zero3 weights as well (DeepSpeed, extra `deepspeed`)."""
     tensorboard: bool = False
     """Also write TensorBoard files to `<stage>/tensorboard` (needs the extra `tensorboard`)."""
     progress: bool = True
     """Show a progress bar; without a terminal, a line a minute."""
-
-    @field_validator("strategy", mode="before")
-    @classmethod
-    def _stage_three_is_fsdp(cls, value: object) -> object:
-        if value == "zero3":
-            raise ValueError("ZeRO-3 spreads what FSDP2 spreads: weights, gradients, optimiser state. Use fsdp")
-        return value
 
 
 class PhantomSection(Section):
@@ -482,9 +475,9 @@ class Recipe(Section):
                 raise ValueError(f"{at}: it needs a language model; give `model.llm`, or `objective: contrastive`")
             self._check_data(at, stage)
             quantized = [n for n, part in stage.train.items() if part.mode == "lora" and part.lora.quantize]
-            if quantized and self.run.strategy == "fsdp":
+            if quantized and self.run.strategy != "ddp":
                 raise ValueError(
-                    f"{at}: train.{quantized[0]}.lora.quantize does not go with run.strategy fsdp; use ddp"
+                    f"{at}: train.{quantized[0]}.lora.quantize does not go with run.strategy {self.run.strategy}; use ddp"
                 )
             if stage.optimizer == "muon" and stage.objective != "contrastive" and self.run.strategy != "ddp":
                 raise ValueError(

@@ -21,6 +21,7 @@ from medmvl.files import PathLike
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.processing import MedMVLProcessor
 from medmvl.processing.pairs import PairProcessor
+from medmvl.training import zero
 from medmvl.training.arguments import loss_kernel, stage_seed, training_arguments, use_cpu, with_zero
 from medmvl.training.attention import PACKED, CPUAttention, attention, supports_packing
 from medmvl.training.augmentation import Augmenter
@@ -28,15 +29,15 @@ from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler, Ste
 from medmvl.training.build import build
 from medmvl.training.callbacks import Bar, SaveAndStop, StageCallback, StepLog, StopSignal, TensorBoard
 from medmvl.training.checkpoints import newest_whole
-from medmvl.training.distributed import barrier, gathered, is_main_process, join, shard
+from medmvl.training.distributed import barrier, is_main_process, join, shard
 from medmvl.training.features import StoredMedia, store_features
+from medmvl.training.finish import finish_stage
 from medmvl.training.muon import require_muon
 from medmvl.training.phantoms import draw_phantoms
 from medmvl.training.recipe import Recipe, StageSection
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run_folder import RunFolder, save_finished
 from medmvl.training.stage import AppliedStage, apply_stage, print_stage
-from medmvl.training.state import is_sharded
 from medmvl.training.trainer import StageTrainer
 from medmvl.training.watch import Average, HeldOut, Watch
 
@@ -108,7 +109,7 @@ def run_stage(recipe: Recipe, stage: StageSection, folder: RunFolder) -> None:
     trainer = build_trainer(recipe, stage, folder, applied, processor, mixture)
     with attention(model.language_model, PACKED if trainer.packed else None):
         run_to_the_end(trainer, stage, folder)
-    finish_stage(recipe, stage, folder, applied, processor)
+    finish_stage(recipe, stage, folder, start_folder(recipe, stage, folder), trainer, processor)
 
 
 def run_to_the_end(trainer: StageTrainer, stage: StageSection, folder: RunFolder) -> None:
@@ -125,7 +126,6 @@ def run_to_the_end(trainer: StageTrainer, stage: StageSection, folder: RunFolder
             f"Stage {stage.name!r} was stopped after step {trainer.state.global_step} of {trainer.state.max_steps} "
             "and has written a checkpoint. The same command with --resume goes on from there."
         )
-    trainer.whole_weights()  # before the best ones are put in their place
     trainer.settle(best=stage.evaluate is not None and stage.evaluate.patience is not None)
 
 
@@ -152,7 +152,8 @@ def ready_start(recipe: Recipe, stage: StageSection, folder: RunFolder) -> Path:
     if source == folder.init and not folder.finished(source):
         set_seed(recipe.seed)
         if is_main_process():
-            save_finished(source, *build(recipe), recipe, None)
+            model, processor = build(recipe)
+            save_finished(source, model.save_pretrained, processor, recipe, None)
         barrier()
     if not folder.finished(source) and source.parent == folder.root:
         raise RecipeError(f"Stage {stage.name!r} starts from {source.name!r}, which is not finished. Run that first.")
@@ -218,9 +219,9 @@ def build_trainer(
     args = training_arguments(recipe, stage, folder, steps)
     shape = StepShape.of(stage.batch_size, stage.micro_batch_size, args.world_size)
     args.gradient_accumulation_steps = shape.accumulation
-    if recipe.run.strategy == "zero2" and args.world_size > 1:
-        args = with_zero(args, stage)
-        applied.model.runs_idle_towers = True
+    level = zero.LEVELS.get(recipe.run.strategy)
+    if level is not None and args.world_size > 1:
+        args = with_zero(args, stage, level)
     args._n_gpu = min(args.n_gpu, 1)  # several GPUs in one process would mean DataParallel; torchrun is the way
     sampler = StepSampler(
         mixture, steps, shape, args.process_index, lambda number: cost_of(mixture.sample(number), processor)
@@ -229,6 +230,8 @@ def build_trainer(
     changes = stage.augment.settings() if stage.augment is not None else {}
     augment = Augmenter.of(changes, processor, stage_seed(recipe, stage)) if changes else None
     stored = stored_media(stage, folder, applied, processor, mixture, args) if stage.feature_cache else None
+    if args.deepspeed is not None:
+        zero.prepare(applied.model, stored.stores if stored is not None else ())
     watch = None
     if stage.evaluate is not None:
         held_out = held_out_data(recipe, stage)
@@ -301,25 +304,6 @@ def stored_media(
     )
     barrier()
     return stored
-
-
-def finish_stage(
-    recipe: Recipe, stage: StageSection, folder: RunFolder, applied: AppliedStage, processor: MedMVLProcessor
-) -> None:
-    """Undo what the stage did to the model's form and write the finished checkpoint."""
-    sharded = is_sharded(applied.trainable())
-    values = gathered(dict(applied.trainable())) if sharded else {}
-    if is_main_process():
-        if sharded:
-            # The pieces go into a fresh copy of what the stage started from: no process holds two whole models.
-            applied = apply_stage(load_start(recipe, stage, folder)[0], stage)
-            with torch.no_grad():
-                for name, parameter in applied.trainable().items():
-                    parameter.copy_(values[name])
-        model = applied.finish()
-        model.to(getattr(torch, stage.save_dtype))
-        save_finished(folder.stage(stage.name), model, processor, recipe, stage.name)
-    barrier()
 
 
 # --- around a run -----------------------------------------------------------------------------------------------

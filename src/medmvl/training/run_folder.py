@@ -13,13 +13,13 @@ from __future__ import annotations
 import json
 import platform
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from medmvl.errors import RecipeError
 from medmvl.files import write_json, write_text
@@ -133,16 +133,24 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
     return [] if old == new else [path]
 
 
-def save_finished(folder: Path, model: PreTrainedModel, processor: Any, recipe: Recipe, stage: str | None) -> None:
+def save_finished(
+    folder: Path, write_model: Callable[[Path], object], processor: Any, recipe: Recipe, stage: str | None
+) -> None:
     """Write a finished, self-contained checkpoint, see `write_checkpoint`; until all of it is there it is not finished."""
     folder.mkdir(parents=True, exist_ok=True)
     with whole_files(folder) as aside:
-        write_checkpoint(aside, model, processor, recipe, stage)
+        write_checkpoint(aside, write_model, processor, recipe, stage)
 
 
-def write_checkpoint(folder: Path, model: PreTrainedModel, processor: Any, recipe: Recipe, stage: str | None) -> None:
-    """Write model, processor (anything with `save_pretrained`), recipe and environment into a folder."""
-    model.save_pretrained(folder)
+def write_checkpoint(
+    folder: Path, write_model: Callable[[Path], object], processor: Any, recipe: Recipe, stage: str | None
+) -> None:
+    """Write model, processor (anything with `save_pretrained`), recipe and environment into a folder.
+
+    Args:
+        write_model: writes config and weights; a model's `save_pretrained`.
+    """
+    write_model(folder)
     processor.save_pretrained(folder)
     write_text(folder / "recipe.yaml", dump_recipe(recipe))
     write_json(folder / "environment.json", {"stage": stage, **environment()})

@@ -1,7 +1,7 @@
 """Weights and optimiser state on disk, by parameter name, whole or in the shards of several processes.
 
-Everything is safetensors: no pickle. A sharded value is cut along its first axis (FSDP2 does it so), and each process
-writes its piece; a reader joins the pieces one value at a time, so the number of processes may differ between writing
+Everything is safetensors: no pickle. A value that is spread over processes is cut along its first axis (FSDP2 does it
+so; for DeepSpeed see `medmvl.training.zero`), and each process writes its piece; a reader joins the pieces one value at a time, so the number of processes may differ between writing
 and reading.
 """
 
@@ -27,6 +27,53 @@ STATE_MARK = "/"
 def is_sharded(parameters: Mapping[str, nn.Parameter]) -> bool:
     """Say whether the parameters are spread over processes (FSDP2)."""
     return any(isinstance(parameter, DTensor) for parameter in parameters.values())
+
+
+class TrainedState:
+    """What a stage trains, with its optimiser's state, to disk and back: whole on every process, or cut by FSDP2.
+
+    Args:
+        parameters: name -> parameter, of all that trains.
+        optimizer: torch's; None before there is one.
+        rank, world: this process among all.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer | None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.parameters, self._optimizer = parameters, optimizer
+        self._place = (rank, world) if self.cut else (0, 1)
+
+    @property
+    def cut(self) -> bool:
+        """Whether each process holds and writes a piece of every value; reading and writing then need all of them."""
+        return is_sharded(self.parameters)
+
+    def write_weights(self, folder: Path, name: str) -> None:
+        """Write the weights, or this process's piece of them."""
+        write_values(folder, name, self.parameters, *self._place)
+
+    def write_optimizer(self, folder: Path, name: str) -> None:
+        """Write the optimiser's state, or this process's piece of it."""
+        assert self._optimizer is not None
+        write_values(folder, name, optimizer_values(self._optimizer, self.parameters), *self._place)
+
+    def load_weights(self, folder: Path, name: str) -> None:
+        """Put a checkpoint's weights into the model; every name and shape must be the same.
+
+        Raises:
+            CheckpointError: if the checkpoint holds other weights than this stage trains.
+        """
+        load_weights(folder, name, self.parameters)
+
+    def load_optimizer(self, folder: Path, name: str) -> None:
+        """Put a checkpoint's state into the optimiser."""
+        assert self._optimizer is not None
+        load_optimizer(folder, name, self._optimizer, self.parameters)
 
 
 def write_values(folder: Path, name: str, values: Mapping[str, Tensor], rank: int = 0, world: int = 1) -> None:
@@ -69,18 +116,28 @@ def load_weights(folder: Path, name: str, parameters: Mapping[str, nn.Parameter]
     Raises:
         CheckpointError: if names or shapes differ.
     """
+    reader = matching(folder, name, {key: tuple(parameter.shape) for key, parameter in parameters.items()})
+    with torch.no_grad():
+        for key, parameter in parameters.items():
+            parameter.copy_(_like(parameter, reader[key]))
+
+
+def matching(folder: Path, name: str, shapes: Mapping[str, tuple[int, ...]]) -> ValueReader:
+    """Return a reader of values of exactly these names and shapes.
+
+    Raises:
+        CheckpointError: if names or shapes differ.
+    """
     reader = ValueReader(folder, name)
-    strange = sorted(set(reader.names) ^ set(parameters)) or [
-        key for key, parameter in parameters.items() if reader.shape(key) != tuple(parameter.shape)
+    strange = sorted(set(reader.names) ^ set(shapes)) or [
+        key for key, shape in shapes.items() if reader.shape(key) != shape
     ]
     if strange:
         raise CheckpointError(
             f"{folder} was written by a stage that trains other weights (such as {strange[0]}). "
             "Resume with the recipe it was started with, or start anew in another folder."
         )
-    with torch.no_grad():
-        for key, parameter in parameters.items():
-            parameter.copy_(_like(parameter, reader[key]))
+    return reader
 
 
 def optimizer_values(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -34,7 +34,7 @@ from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler
 from medmvl.training.checkpoints import rotate, whole_folder
 from medmvl.training.muon import MuonWithAdamW, hidden_matrices
 from medmvl.training.stage import AppliedStage
-from medmvl.training.state import is_sharded, load_optimizer, load_weights, optimizer_values, write_values
+from medmvl.training.state import TrainedState, load_weights, write_values
 from medmvl.training.watch import Average
 
 logger = logging.getLogger(__name__)
@@ -271,7 +271,7 @@ class StageTrainer(Trainer):
         aside = target.with_name(f".{target.name}.ranks")
         aside.mkdir(parents=True, exist_ok=True)
         self._save_rng_state(str(aside))
-        if self._sharded or self.is_deepspeed_enabled or self.args.should_save:
+        if self.trained.cut or self.args.should_save:
             self._write_values(aside)
         torch.distributed.barrier()
         if self.args.should_save:
@@ -284,19 +284,11 @@ class StageTrainer(Trainer):
 
     def _write_values(self, folder: Path) -> None:
         """Write weights and optimiser state, or this process's piece of them."""
-        zeros = zero.zero_optimizer(self.optimizer)
-        if zeros is not None:
-            weights = zero.full_weights(self.applied.trainable())
-            moments = zero.optimizer_values(zeros, self.applied.trainable())
-            if self.args.should_save:
-                write_values(folder, WEIGHTS, weights)
-                write_values(folder, OPTIMIZER, moments)
-            return
-        place = (self.args.process_index, self.args.world_size) if self._sharded else (0, 1)
-        trainable = self.applied.trainable()
-        write_values(folder, WEIGHTS, trainable, *place)
-        write_values(folder, OPTIMIZER, optimizer_values(self._plain_optimizer(), trainable), *place)
+        trained = self.trained
+        trained.write_weights(folder, WEIGHTS)
+        trained.write_optimizer(folder, OPTIMIZER)
         if self.average is not None:
+            place = (self.args.process_index, self.args.world_size) if trained.cut else (0, 1)
             write_values(folder, AVERAGE, self.average.values, *place)
 
     def _write_shared(self, folder: Path) -> None:
@@ -305,21 +297,14 @@ class StageTrainer(Trainer):
         self.state.save_to_json(str(folder / STATE))
 
     @property
-    def _sharded(self) -> bool:
-        return is_sharded(self.applied.trainable())
-
-    def _plain_optimizer(self) -> torch.optim.Optimizer:
-        """Return torch's optimiser below accelerate's wrapper."""
-        inner = getattr(self.optimizer, "optimizer", self.optimizer)
-        assert isinstance(inner, torch.optim.Optimizer)
-        return inner
-
-    def whole_weights(self) -> None:
-        """After the last step, put DeepSpeed's fp32 master copies into the model; all processes must call it."""
-        if zero.zero_optimizer(self.optimizer) is not None:
-            values = zero.full_weights(self.applied.trainable())
-            for name, parameter in self.applied.trainable().items():
-                parameter.data = values[name].to(parameter.device)
+    def trained(self) -> TrainedState:
+        """What trains, and the optimiser's state, wherever they are held."""
+        parameters, place = self.applied.trainable(), (self.args.process_index, self.args.world_size)
+        zeros = zero.zero_optimizer(self.optimizer)
+        if zeros is not None:
+            return zero.ZeroState(parameters, zeros, *place)
+        # torch's optimiser lies below accelerate's wrapper.
+        return TrainedState(parameters, getattr(self.optimizer, "optimizer", self.optimizer), *place)
 
     def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
         """Keep transformers from looking for a checkpoint of DeepSpeed's own; ours is loaded."""
@@ -336,8 +321,8 @@ class StageTrainer(Trainer):
         Raises:
             CheckpointError: if the checkpoint holds other weights than this stage trains.
         """
-        folder, trainable = Path(resume_from_checkpoint), self.applied.trainable()
-        load_weights(folder, WEIGHTS, trainable)
+        folder = Path(resume_from_checkpoint)
+        self.trained.load_weights(folder, WEIGHTS)
         if self.average is not None:
             self.average.start()
             load_weights(folder, AVERAGE, self.average.values)  # type: ignore[arg-type]  # tensors do as well
@@ -346,11 +331,8 @@ class StageTrainer(Trainer):
         """Put a checkpoint's optimiser state back; where the schedule stands follows from the step."""
         if checkpoint is None:
             return
-        step, optimizer, zeros = self.state.global_step, self.optimizer, zero.zero_optimizer(self.optimizer)
-        if zeros is not None:
-            zero.load(Path(checkpoint), WEIGHTS, OPTIMIZER, zeros, self.applied.trainable())
-        else:
-            load_optimizer(Path(checkpoint), OPTIMIZER, self._plain_optimizer(), self.applied.trainable())
+        self.trained.load_optimizer(Path(checkpoint), OPTIMIZER)
+        step, optimizer = self.state.global_step, self.optimizer
         schedule: Any = self.lr_scheduler
         rates = [base * share(step) for base, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
         schedule.last_epoch, schedule._step_count, schedule._last_lr = step, step + 1, rates

@@ -24,7 +24,6 @@ from medmvl.training.attention import attention
 from medmvl.training.batches import BatchMaker
 from medmvl.training.callbacks import StageCallback, drop_lines_after
 from medmvl.training.recipe import EvaluateSection
-from medmvl.training.state import is_sharded
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +125,7 @@ class Watch(HeldOut):
                 totals += sums
                 losses.append(self._row(state, name, sums))
             # Sharded weights are gathered by all processes together, so that all of them have to generate.
-            if state.is_world_process_zero or is_sharded(self.trainer.applied.trainable()):
+            if state.is_world_process_zero or self.trainer.trained.cut:
                 answers = self._generate(model, state)
         losses.append(self._row(state, "all", totals))
         for row in losses:

@@ -1,32 +1,42 @@
-"""DeepSpeed's ZeRO-2: gradients and optimiser state spread over processes, the model whole on each (arXiv 1910.02054).
+"""DeepSpeed's ZeRO-2 and ZeRO-3 (arXiv 1910.02054): gradients and optimiser state spread over processes; with 3 weights too.
 
 DeepSpeed's own checkpoints are pickles that fit one number of processes. Ours are kept instead: weights and optimiser
-state by parameter name, gathered through DeepSpeed's interface, so that a run may go on with another number of processes
-or another strategy.
+state by parameter name, asked for through DeepSpeed's interface, so that a run may go on with another number of processes
+or another strategy. A value is gathered, cut along its first axis, and let go again before the next one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from medmvl.errors import require
+from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.training.recipe import StageSection
-from medmvl.training.state import STATE_MARK, ValueReader
+from medmvl.training.state import STATE_MARK, TrainedState, ValueReader, load_weights, matching, write_values
 
 #: Adam's moments, by torch's names.
 MOMENTS = ("exp_avg", "exp_avg_sq")
-
+#: Strategy -> DeepSpeed's stage.
+LEVELS = {"zero2": 2, "zero3": 3}
 
 _SIZES = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "train_batch_size")
+#: What transformers derives from the LLM's width.
+_BUFFERS = ("reduce_bucket_size", "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold")
 
 
-def settings(stage: StageSection) -> dict[str, Any]:
-    """Return DeepSpeed's configuration for a stage.
+def settings(stage: StageSection, level: int) -> dict[str, Any]:
+    """Return DeepSpeed's configuration for a stage of training.
+
+    Args:
+        level: 2 or 3, DeepSpeed's own "stage".
 
     Raises:
         MissingExtraError: if DeepSpeed is not installed.
@@ -36,68 +46,149 @@ def settings(stage: StageSection) -> dict[str, Any]:
         # Which records make a step is the sampler's affair; transformers fills these in so that they fit each other.
         **dict.fromkeys(_SIZES, "auto"),
         "gradient_clipping": stage.max_grad_norm,
-        "zero_optimization": {"stage": 2, "overlap_comm": torch.cuda.is_available(), "contiguous_gradients": True},
+        "zero_optimization": {
+            "stage": level,
+            "overlap_comm": torch.cuda.is_available(),
+            "contiguous_gradients": True,
+            **(dict.fromkeys(_BUFFERS, "auto") if level == 3 else {}),
+        },
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": stage.precision == "bf16"},
         "fp16": {"enabled": stage.precision == "fp16"},
     }
 
 
+def prepare(model: MedMVLForConditionalGeneration, stored: Collection[str]) -> None:
+    """Make every process run the same modules in the same order, whatever its batches hold.
+
+    DeepSpeed adds up the gradients that come first with those that come first, and in its third stage gathers the weights
+    of a module when it is entered.
+
+    Args:
+        stored: modalities whose encoder does not run, since its features are stored.
+    """
+    # DeepSpeed 0.19 calls what torch 2.13 has renamed, several times in each step.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
+    model.idle_inputs = {name: "features" if name in stored else "pixels" for name in model.towers}
+
+
+def leave() -> None:
+    """Let models be built and loaded as usual again: while transformers knows of a third stage, it cuts every new one."""
+    unset_hf_deepspeed_config()
+
+
 def zero_optimizer(optimizer: Any) -> Any:
     """Return DeepSpeed's optimiser below accelerate's wrapper; None if it is another one."""
     inner = getattr(optimizer, "optimizer", None)
-    return inner if hasattr(inner, "single_partition_of_fp32_groups") else None
+    return inner if _pieces_of(inner) is not None else None
 
 
-def full_weights(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Return name -> whole fp32 master copy, on the CPU; all processes must call it."""
-    api = _api()
-    return {name: api.safe_get_full_fp32_param(p).detach().to("cpu", copy=True) for name, p in parameters.items()}
+def _pieces_of(zeros: Any) -> list[Tensor] | None:
+    """Return this process's flat fp32 weights, which torch's optimiser moves."""
+    for name in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):  # of stage 2, of stage 3
+        if hasattr(zeros, name):
+            return list(getattr(zeros, name))
+    return None
 
 
-def optimizer_values(optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Return the optimiser's state as `state.optimizer_values` does; all processes must call it."""
-    api, steps = _api(), _steps(optimizer)
-    _link(optimizer)
-    values = {}
-    for name, parameter in parameters.items():
-        for moment in MOMENTS:
-            full = api.safe_get_full_optimizer_state(parameter, moment)
-            values[f"{name}{STATE_MARK}{moment}"] = full.detach().to("cpu", copy=True)
-        values[f"{name}{STATE_MARK}step"] = steps.clone()
-    return values
+class ZeroState(TrainedState):
+    """What a stage trains where DeepSpeed holds it; every method must be called by all processes.
 
-
-def load(folder: Path, weights: str, state: str, optimizer: Any, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Put whole weights (already in the parameters' own dtype) and optimiser state into this process's pieces."""
-    api, masters, moments = _api(), ValueReader(folder, weights), ValueReader(folder, state)
-    steps = next((moments[name] for name in moments.names if name.endswith(f"{STATE_MARK}step")), None)
-    if steps is not None:
-        for group in optimizer.optimizer.param_groups:
-            for piece in group["params"]:
-                fresh = {moment: torch.zeros_like(piece) for moment in MOMENTS}
-                optimizer.optimizer.state[piece] = {"step": steps.clone(), **fresh}
-        _link(optimizer)
-    for name, parameter in parameters.items():
-        api.safe_set_full_fp32_param(parameter, masters[name].to(parameter.device))
-        for moment in MOMENTS if steps is not None else ():
-            value = moments[f"{name}{STATE_MARK}{moment}"].to(parameter.device)
-            api.safe_set_full_optimizer_state(parameter, value, moment)
-
-
-def _link(optimizer: Any) -> None:
-    """Let DeepSpeed find every parameter's moments.
-
-    It does so once, after the first group of parameters has taken its first step, when the other groups have none yet.
+    Args:
+        zeros: DeepSpeed's optimiser.
     """
-    optimizer._hp_optimizer_states_linked = False
-    optimizer._lazy_init_hp_params_optimizer_state()
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], zeros: Any, rank: int, world: int) -> None:
+        super().__init__(parameters, None, rank, world)
+        self._zeros, self._place = zeros, (rank, world)
+        self._api = require("deepspeed.utils", "deepspeed")
+
+    @property
+    def cut(self) -> bool:
+        """Always."""
+        return True
+
+    def write_weights(self, folder: Path, name: str) -> None:
+        """Write this process's piece of the fp32 weights."""
+        write_values(folder, name, dict(self._gathered(self._api.safe_get_full_fp32_param)), *self._place)
+
+    def write_optimizer(self, folder: Path, name: str) -> None:
+        """Write this process's piece of Adam's state."""
+        self._link()
+        # Adam's step count is the same everywhere.
+        step = next(state["step"] for state in self._zeros.optimizer.state.values() if "step" in state)
+        values = {f"{key}{STATE_MARK}step": step.clone() for key in self.parameters}
+        for moment in MOMENTS:
+            pieces = self._gathered(partial(self._api.safe_get_full_optimizer_state, optim_state_key=moment))
+            values |= {f"{key}{STATE_MARK}{moment}": piece for key, piece in pieces}
+        write_values(folder, name, values, *self._place)
+
+    def load_weights(self, folder: Path, name: str) -> None:
+        """Put a checkpoint's weights into the model and into the fp32 copies.
+
+        Raises:
+            CheckpointError: if the checkpoint holds other weights than this stage trains.
+        """
+        if not _spread(self.parameters):
+            load_weights(folder, name, self.parameters)
+        reader = matching(folder, name, {key: _shape(p) for key, p in self.parameters.items()})
+        for key, parameter in self.parameters.items():
+            value = reader[key].to(parameter.device)
+            if not hasattr(parameter, "ds_tensor"):
+                self._api.safe_set_full_fp32_param(parameter, value)
+                continue
+            piece = self._flat_piece(parameter, value)
+            self._api.safe_set_local_fp32_param(parameter, piece)
+            parameter.ds_tensor.data.copy_(piece)
+            if parameter.numel():  # a small one, which DeepSpeed keeps whole
+                parameter.data.copy_(value)
+
+    def load_optimizer(self, folder: Path, name: str) -> None:
+        """Put a checkpoint's state into Adam."""
+        reader = ValueReader(folder, name)
+        steps = next((reader[key] for key in reader.names if key.endswith(f"{STATE_MARK}step")), None)
+        if steps is None:
+            return
+        for flat in _pieces_of(self._zeros) or ():
+            fresh = {moment: torch.zeros_like(flat) for moment in MOMENTS}
+            self._zeros.optimizer.state[flat] = {"step": steps.clone(), **fresh}
+        self._link()
+        for key, parameter in self.parameters.items():
+            for moment in MOMENTS:
+                value = reader[f"{key}{STATE_MARK}{moment}"].to(parameter.device)
+                if hasattr(parameter, "ds_tensor"):
+                    self._api.safe_set_local_optimizer_state(parameter, self._flat_piece(parameter, value), moment)
+                else:
+                    self._api.safe_set_full_optimizer_state(parameter, value, moment)
+
+    def _gathered(self, get: Callable[[nn.Parameter], Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """Yield this process's piece of what `get` gathers for each parameter; cut as FSDP2 does."""
+        rank, world = self._place
+        for key, parameter in self.parameters.items():
+            whole = get(parameter).detach()
+            piece = whole.tensor_split(world)[rank] if whole.ndim else whole
+            yield key, piece.to("cpu", copy=True)
+
+    def _flat_piece(self, parameter: Any, value: Tensor) -> Tensor:
+        """Return the part of a value that this process holds in the third stage: of the flat one, padded at its end."""
+        rank, size = self._place[0], parameter.ds_tensor.numel()
+        flat = value.flatten().float()[rank * size : (rank + 1) * size]
+        return nn.functional.pad(flat, (0, size - len(flat)))
+
+    def _link(self) -> None:
+        """Let DeepSpeed's second stage find every parameter's moments.
+
+        It does so once, after the first group of parameters has taken its first step, when the others have none yet.
+        """
+        if hasattr(self._zeros, "_lazy_init_hp_params_optimizer_state"):
+            self._zeros._hp_optimizer_states_linked = False
+            self._zeros._lazy_init_hp_params_optimizer_state()
 
 
-def _steps(optimizer: Any) -> Tensor:
-    """Return Adam's step count, which is the same everywhere."""
-    return next(state["step"] for state in optimizer.optimizer.state.values() if "step" in state)
+def _spread(parameters: Mapping[str, nn.Parameter]) -> bool:
+    return any(hasattr(parameter, "ds_tensor") for parameter in parameters.values())
 
 
-def _api() -> Any:
-    return require("deepspeed.utils", "deepspeed")
+def _shape(parameter: Any) -> tuple[int, ...]:
+    """Return the shape of the whole parameter."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))

@@ -1,0 +1,75 @@
+"""A checkpoint put together from pieces is the one that the whole model writes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from medmvl import MedMVLForConditionalGeneration
+from medmvl.errors import CheckpointError
+from medmvl.models import weight_writer
+from medmvl.models.weights import Weights
+from medmvl.training import run as module
+from medmvl.training.finish import write_consolidated
+from medmvl.training.recipe_io import load_recipe
+from medmvl.training.run import train
+from medmvl.training.state import write_values
+from medmvl.training.trainer import WEIGHTS
+
+from .conftest import CONNECTORS
+
+LORA = {"llm": {"mode": "lora", "lora": {"r": 2}}, "image_encoder": {"mode": "lora", "lora": {"r": 2}}, **CONNECTORS}
+
+
+@pytest.mark.parametrize(
+    ("stage", "llm"),
+    [
+        ({}, {}),
+        ({"train": LORA}, {"model_type": "qwen2"}),  # its layers have biases
+        ({"train": LORA | {"llm": {"mode": "lora", "lora": {"r": 2, "dora": True}}}}, {}),
+        ({"train": LORA | {"llm": {"mode": "lora", "lora": {"r": 2, "rslora": True}}}, "save_dtype": "bfloat16"}, {}),
+        ({"train": CONNECTORS, "precision": "bf16"}, {}),
+    ],
+    ids=["full", "lora", "dora", "rslora-bf16", "connectors-in-bf16"],
+)
+def test_put_together_from_pieces_it_is_the_same(recipe, tmp_path, monkeypatch, stage, llm):
+    settings = recipe({"max_steps": 1, "lr": 1e-2, **stage})
+    settings["model"]["llm"]["config"] |= llm
+    run, pieces, together = (tmp_path / name for name in ("run", "pieces", "together"))
+    pieces.mkdir()
+    together.mkdir()
+    finish = module.finish_stage
+
+    def lay_down_first(*arguments):
+        arguments[4].trained.write_weights(pieces, WEIGHTS)
+        finish(*arguments)
+
+    monkeypatch.setattr(module, "finish_stage", lay_down_first)
+    monkeypatch.setattr(weight_writer.write_weights, "__defaults__", (50_000,))  # several shards
+    train(settings, run)
+    write_consolidated(together, run / "init", pieces, load_recipe(settings).stages[0])
+    expected, found = Weights(run / "s0"), Weights(together)
+    assert len(found.files) > 1
+    assert set(found) == set(expected)
+    for name in found:
+        assert torch.equal(found[name], expected[name]), name
+        assert found.dtype(name) == expected.dtype(name)
+    for file in ("config.json", "generation_config.json"):
+        assert json.loads((together / file).read_text()) == json.loads((run / "s0" / file).read_text())
+    MedMVLForConditionalGeneration.from_pretrained(together)
+
+
+def test_pieces_of_another_model_are_refused(recipe, tmp_path):
+    settings = recipe({"max_steps": 1})
+    train(settings, tmp_path / "run")
+    write_values(tmp_path, WEIGHTS, {"nothing": torch.zeros(1)})
+    (tmp_path / "together").mkdir()
+    start = tmp_path / "start"
+    start.mkdir()
+    for file in ("config.json", "generation_config.json"):
+        (start / file).write_text((tmp_path / "run" / "init" / file).read_text())
+    write_values(start, "model", {"language_model.model.norm.weight": torch.zeros(32)})
+    with pytest.raises(CheckpointError, match="missing"):
+        write_consolidated(tmp_path / "together", start, tmp_path, load_recipe(settings).stages[0])
