@@ -186,3 +186,34 @@ def test_zero3_holds_no_weight_whole(recipe, tmp_path):
         largest = json.loads((tmp_path / "run" / f"seen-{rank}.json").read_text())
         assert len(largest) == 2
         assert max(largest) < 10 * 32  # ten times the LLM's width: below that DeepSpeed keeps them at hand
+
+
+def train_with_a_poisoned_step(recipe: dict, out: Path) -> None:
+    original = StageTrainer.compute_loss
+
+    def poisoned(self, *args, **kwargs):
+        loss = original(self, *args, **kwargs)
+        bad = self.state.global_step == 1 and torch.distributed.get_rank() == 1
+        return loss * float("nan") if bad else loss
+
+    StageTrainer.compute_loss = poisoned
+    train(recipe, out)
+
+
+@pytest.mark.slow  # DeepSpeed takes its time to begin
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("strategy", ["ddp", "zero2", "zero3"])
+def test_a_nan_on_one_device_moves_no_weight_on_any(recipe, tmp_path, strategy, precision):
+    if strategy != "ddp":
+        pytest.importorskip("deepspeed")
+    run = {"progress": False, "device": "cpu", "strategy": strategy}
+    stage = {"max_steps": 3, "batch_size": 8, "lr": 1e-3, "precision": precision, "save_every": 1, "keep": 3}
+    in_two_processes(train_with_a_poisoned_step, recipe(stage, run=run), tmp_path / "run")
+    log = read_log(tmp_path / "run" / "log.jsonl")
+    assert [row.get("skipped", False) for row in log] == [False, True, False]
+    checkpoints = tmp_path / "run" / "s0" / "checkpoints"
+    before, after = (ValueReader(checkpoints / f"checkpoint-{step}", "trainable") for step in (1, 2))
+    assert all(torch.equal(before[name], after[name]) for name in before.names)
+    ended = load_file(tmp_path / "run" / "model" / "model.safetensors")
+    assert any(not torch.equal(ended[name], after[name]) for name in after.names if name in ended)
+    assert all(torch.isfinite(value).all() for value in ended.values())

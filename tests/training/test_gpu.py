@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from medmvl.errors import TrainingError
 from medmvl.models.head_loss import head_loss
 from medmvl.training import attention as module
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
+from medmvl.training.trainer import StageTrainer
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -49,3 +51,12 @@ def test_a_bf16_run_stays_near_one_in_fp32(recipe, tmp_path):
     exact, rough = (read_log(tmp_path / name / "log.jsonl") for name in ("fp32", "bf16"))
     for a, b in zip(exact, rough, strict=True):
         assert a["loss"] == pytest.approx(b["loss"], rel=2e-2)
+
+
+def test_in_fp16_a_loss_that_is_never_finite_ends_the_run_once_its_scale_is_not_to_blame(recipe, tmp_path, monkeypatch):
+    original = StageTrainer.compute_loss
+    monkeypatch.setattr(StageTrainer, "compute_loss", lambda self, *a, **k: original(self, *a, **k) * float("nan"))
+    stage = {"precision": "fp16", "stop_after_nans": 2, "max_steps": 40}
+    with pytest.raises(TrainingError, match="2 steps in a row"):
+        train(recipe(stage, run={"progress": False, "device": "cuda"}), tmp_path / "run")
+    assert len(read_log(tmp_path / "run" / "log.jsonl")) > 16  # the scale begins at 2 ** 16

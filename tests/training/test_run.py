@@ -12,6 +12,7 @@ from medmvl.errors import DataError, RecipeError, TrainingError
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.processing import MedMVLProcessor
 from medmvl.training import callbacks
+from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
 
@@ -142,6 +143,25 @@ def test_steps_without_finite_gradient_are_skipped_logged_and_end_the_run(recipe
     poisoned |= {3, 4}
     with pytest.raises(TrainingError, match=r"3 steps in a row had no finite gradient.*records r"):
         train(recipe({"max_steps": 9, "stop_after_nans": 3}), tmp_path / "b")
+
+
+def test_what_a_loss_scale_overflows_does_not_count_against_the_run(recipe, tmp_path, monkeypatch):
+    from medmvl.training.trainer import StageTrainer
+
+    scales = iter([8.0, 4.0, 2.0, 1.0, 1.0, 1.0])
+    monkeypatch.setattr(StageTrainer, "_loss_scale", lambda self: next(scales))
+    original = StageTrainer.compute_loss
+    monkeypatch.setattr(StageTrainer, "compute_loss", lambda self, *a, **k: original(self, *a, **k) * float("nan"))
+    with pytest.raises(TrainingError, match=r"2 steps in a row had no finite gradient; the last one, step 5"):
+        train(recipe({"max_steps": 9, "stop_after_nans": 2}), tmp_path / "run")
+    assert all(row["skipped"] for row in read_log(tmp_path / "run" / "log.jsonl"))
+
+
+def test_fp16_is_refused_where_nothing_would_come_of_it(recipe, tmp_path):
+    with pytest.raises(RecipeError, match="fp16 needs an accelerator"):
+        train(recipe({"precision": "fp16"}), tmp_path / "run")
+    with pytest.raises(RecipeError, match="fp16 does not go with run.strategy fsdp"):
+        load_recipe(recipe({"precision": "fp16"}, run={"strategy": "fsdp"}))
 
 
 def test_out_of_memory_and_a_full_disk_are_said_plainly(recipe, tmp_path, monkeypatch):

@@ -24,9 +24,11 @@ def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, s
     """Return the settings in the words of transformers.
 
     Raises:
-        RecipeError, MissingExtraError: if the stage wants an optimiser where it cannot run.
+        RecipeError, MissingExtraError: if the stage wants an optimiser or a precision where it cannot run.
     """
     run = recipe.run
+    if stage.precision == "fp16" and use_cpu(run):
+        raise RecipeError(f"Stage {stage.name!r}: fp16 needs an accelerator, this run is on the CPU. Use bf16 or fp32.")
     if stage.optimizer == "adamw_8bit":
         if use_cpu(run) or not torch.cuda.is_available():
             raise RecipeError(f"Stage {stage.name!r}: adamw_8bit runs on CUDA devices only. Use adamw.")

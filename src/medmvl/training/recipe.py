@@ -309,7 +309,8 @@ class StageSection(Section):
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are clipped to this norm; 0 does not clip."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Autocast; trained weights keep an fp32 master copy, frozen parts are held in bf16 with bf16."""
+    """Autocast; trained weights keep an fp32 master copy, frozen parts are held in bf16 with bf16.
+    fp16 is for accelerators without bf16."""
     packing: bool = True
     """Lay the samples of a micro-batch end to end instead of padding them; exact, samples do not see each other."""
     supervised_logits: bool = True
@@ -479,6 +480,8 @@ class Recipe(Section):
                 raise ValueError(
                     f"{at}: train.{quantized[0]}.lora.quantize does not go with run.strategy {self.run.strategy}; use ddp"
                 )
+            if stage.precision == "fp16" and self.run.strategy == "fsdp":
+                raise ValueError(f"{at}: fp16 does not go with run.strategy fsdp; use bf16, or zero3")
             if stage.optimizer == "muon" and stage.objective != "contrastive" and self.run.strategy != "ddp":
                 raise ValueError(
                     f"{at}: muon needs whole matrices, which run.strategy {self.run.strategy} cuts; use ddp"

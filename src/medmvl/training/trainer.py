@@ -205,11 +205,14 @@ class StageTrainer(Trainer):
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
         self.facts.grad_norm = float(norm)
-        if math.isfinite(self.facts.grad_norm) or self.args.fp16:  # fp16 has a loss scaler that does the same
+        if math.isfinite(self.facts.grad_norm):
             self._nans_in_a_row = 0
             return norm
-        model.zero_grad(set_to_none=True)  # Adam passes over parameters without a gradient
         self.facts.skipped = True
+        if self._loss_scale() > 1:
+            return norm  # multiplied by too much; the scaler passes over the step and multiplies the next one by less
+        if not self.is_deepspeed_enabled:  # which has already passed over the step
+            model.zero_grad(set_to_none=True)  # Adam passes over parameters without a gradient
         self._nans_in_a_row += 1
         suspects = ", ".join(self.facts.suspects()[:16])
         step = self.state.global_step + 1
@@ -220,6 +223,13 @@ class StageTrainer(Trainer):
                 f"records {suspects}. Look at these records, lower the learning rate, or train in fp32."
             )
         return norm
+
+    def _loss_scale(self) -> float:
+        """Return what fp16's loss scaler multiplies the loss by; 1 without one."""
+        scaler: Any = self.accelerator.scaler
+        if scaler is not None:
+            return float(scaler.get_scale())
+        return float(getattr(zero.zero_optimizer(self.optimizer), "loss_scale", 1.0))
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return the optimiser with its groups per part."""
