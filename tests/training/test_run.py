@@ -157,6 +157,17 @@ def test_what_a_loss_scale_overflows_does_not_count_against_the_run(recipe, tmp_
     assert all(row["skipped"] for row in read_log(tmp_path / "run" / "log.jsonl"))
 
 
+def test_the_learning_rate_follows_the_step_also_after_one_that_a_scaler_passed_over(recipe, tmp_path, monkeypatch):
+    from accelerate import Accelerator
+
+    train(recipe({"max_steps": 5}), tmp_path / "plain")
+    skips = iter([False, True, True, False, False])
+    monkeypatch.setattr(Accelerator, "optimizer_step_was_skipped", property(lambda self: next(skips)))
+    train(recipe({"max_steps": 5}), tmp_path / "skipping")
+    plain, skipping = (read_log(tmp_path / name / "log.jsonl") for name in ("plain", "skipping"))
+    assert [row["lr"] for row in skipping] == [row["lr"] for row in plain]
+
+
 def test_fp16_is_refused_where_nothing_would_come_of_it(recipe, tmp_path):
     with pytest.raises(RecipeError, match="fp16 needs an accelerator"):
         train(recipe({"precision": "fp16"}), tmp_path / "run")

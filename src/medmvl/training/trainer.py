@@ -165,6 +165,11 @@ class StageTrainer(Trainer):
         Raises:
             MedMVLError: if a record of the step cannot be used.
         """
+        schedule: Any = self.lr_scheduler
+        if (
+            schedule.last_epoch != self.state.global_step
+        ):  # it is not moved on after a step that fp16's scaler passed over
+            self._follow_schedule()
         batches = list(islice(epoch_iterator, num_batches))
         for batch in batches:
             if "error" in batch:
@@ -342,11 +347,15 @@ class StageTrainer(Trainer):
         if checkpoint is None:
             return
         self.trained.load_optimizer(Path(checkpoint), OPTIMIZER)
-        step, optimizer = self.state.global_step, self.optimizer
+        self._follow_schedule()
+
+    def _follow_schedule(self) -> None:
+        """Put the learning rates where the schedule has them before the next step, a function of the step alone."""
+        step = self.state.global_step
         schedule: Any = self.lr_scheduler
         rates = [base * share(step) for base, share in zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)]
         schedule.last_epoch, schedule._step_count, schedule._last_lr = step, step + 1, rates
-        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
     @contextmanager
