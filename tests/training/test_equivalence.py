@@ -57,9 +57,11 @@ def test_packing_and_supervised_logits_change_nothing(recipe, data_folder, llm):
     samples = [records[i] for i in range(8)]
     plain = gradients(model, BatchMaker(processor, packed=False, supervised_only=False)(samples))
     assert_same(plain, gradients(model, BatchMaker(processor, packed=False, supervised_only=True)(samples)))
+    assert_same(plain, gradients(model, BatchMaker(processor, packed=False, few_lengths=True)(samples)))
     with attention(model.language_model, PACKED):
         assert_same(plain, gradients(model, BatchMaker(processor, packed=True, supervised_only=False)(samples)))
         assert_same(plain, gradients(model, BatchMaker(processor, packed=True, supervised_only=True)(samples)))
+        assert_same(plain, gradients(model, BatchMaker(processor, packed=True, few_lengths=True)(samples)))
         batch = BatchMaker(processor, packed=True, supervised_only=True)(samples)
         assert_same(plain, gradients(model, batch | {"cross_entropy": "chunked"}))
     assert llm_config(model.language_model)._attn_implementation == "sdpa"
@@ -350,13 +352,13 @@ def test_feature_cache_needs_a_frozen_encoder(recipe, tmp_path):
 
 @pytest.mark.parametrize("autocast", [True, False])
 def test_attention_in_half_precision_on_the_cpu_is_that_of_fp32(autocast):
-    from medmvl.training.attention import CPUAttention
+    from medmvl.training.attention import whole_attention_on_cpu
 
     torch.manual_seed(0)
     half = [torch.randn(2, 4, 40, 16).bfloat16() for _ in range(3)]
     given = [(value.float() if autocast else value.clone()).requires_grad_() for value in half]
     exact = [value.float().requires_grad_() for value in half]
-    with CPUAttention(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+    with whole_attention_on_cpu(), torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         result = torch.nn.functional.scaled_dot_product_attention(*given, is_causal=True)
     expected = torch.nn.functional.scaled_dot_product_attention(*exact, is_causal=True)
     assert result.dtype == torch.bfloat16
@@ -367,11 +369,20 @@ def test_attention_in_half_precision_on_the_cpu_is_that_of_fp32(autocast):
         assert torch.equal(one, other.to(one.dtype))
 
 
+def test_layers_computed_again_attend_as_they_did(recipe, tmp_path):
+    runs = {}
+    for name, again in (("kept", False), ("again", True)):
+        settings = {"precision": "bf16", "activation_checkpointing": again, "max_steps": 3, "lr": 1e-3}
+        train(recipe(settings), tmp_path / name)
+        runs[name] = [row["loss"] for row in read_log(tmp_path / name / "log.jsonl")]
+    assert runs["kept"] == runs["again"]
+
+
 def test_attention_in_full_precision_is_left_alone():
-    from medmvl.training.attention import CPUAttention
+    from medmvl.training.attention import whole_attention_on_cpu
 
     torch.manual_seed(0)
     inputs = dict(zip(("query", "key", "value"), torch.randn(3, 1, 2, 9, 8), strict=True))
     plain = torch.nn.functional.scaled_dot_product_attention(**inputs)
-    with CPUAttention():
+    with whole_attention_on_cpu():
         assert torch.equal(torch.nn.functional.scaled_dot_product_attention(**inputs), plain)

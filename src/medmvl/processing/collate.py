@@ -18,18 +18,22 @@ _STACKED = ("pixel_values", "volume_values", "image_features", "volume_features"
 
 
 def collate(
-    samples: Sequence[dict[str, Tensor]], pad_token_id: int, padding_side: Literal["left", "right"] = "right"
+    samples: Sequence[dict[str, Tensor]],
+    pad_token_id: int,
+    padding_side: Literal["left", "right"] = "right",
+    length: int | None = None,
 ) -> dict[str, Tensor]:
     """Pad text to the longest row and concatenate media.
 
     Args:
         samples: from `MedMVLProcessor.encode`: `input_ids` (T,), maybe `labels` (T,), maybe media (n, ...).
         padding_side: "right" for training, "left" for generation.
+        length: pad to so many tokens instead.
 
     Returns:
         input_ids (B, T), attention_mask (B, T), labels (B, T) if all samples have them, and the media (N, ...).
     """
-    length = max(len(sample["input_ids"]) for sample in samples)
+    length = length or max(len(sample["input_ids"]) for sample in samples)
 
     def pad(row: Tensor, value: int) -> Tensor:
         missing = length - len(row)

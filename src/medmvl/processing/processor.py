@@ -203,10 +203,13 @@ class MedMVLProcessor(ProcessorMixin):
         return self._fit(sample, train, len(sample.images), len(sample.volumes))
 
     def collate(
-        self, samples: Sequence[dict[str, Tensor]], padding_side: Literal["left", "right"] = "right"
+        self,
+        samples: Sequence[dict[str, Tensor]],
+        padding_side: Literal["left", "right"] = "right",
+        length: int | None = None,
     ) -> dict[str, Tensor]:
         """Pad and stack encoded samples; see `medmvl.processing.collate.collate`."""
-        return collate(samples, self.tokenizer.pad_token_id, padding_side)
+        return collate(samples, self.tokenizer.pad_token_id, padding_side, length)
 
     def __call__(
         self,

@@ -46,7 +46,6 @@ def training_arguments(recipe: Recipe, stage: StageSection, folder: RunFolder, s
         max_grad_norm=stage.max_grad_norm,
         bf16=stage.precision == "bf16",
         fp16=stage.precision == "fp16",
-        torch_compile=stage.compile,
         seed=stage_seed(recipe, stage),
         use_cpu=use_cpu(run),
         dataloader_num_workers=run.workers,

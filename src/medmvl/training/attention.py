@@ -19,8 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
-from torch.overrides import TorchFunctionMode
+from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
@@ -31,6 +30,7 @@ PACKED = "medmvl_packed"
 HALF = (torch.float16, torch.bfloat16)
 
 
+@torch.compiler.disable  # its loop and kernels are made for the segments of one batch, which never come again
 def packed_attention(
     module: nn.Module,
     query: Tensor,
@@ -65,7 +65,7 @@ def packed_attention(
     for q, k, v in pieces:
         mask = _window_mask(q.shape[2], sliding_window, q.device)
         attended.append(
-            scaled_dot_product_attention(
+            functional.scaled_dot_product_attention(
                 q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=scaling
             )
         )
@@ -134,21 +134,30 @@ def attention(language_model: PreTrainedModel, implementation: str | None) -> It
         language_model.set_attn_implementation(before)
 
 
-class CPUAttention(TorchFunctionMode):
-    """While it is entered, attention of half-precision inputs on the CPU runs in fp32, also under autocast.
+@contextmanager
+def whole_attention_on_cpu() -> Iterator[None]:
+    """For a while let attention of half-precision inputs on the CPU run in fp32, also under autocast.
 
     torch's flash attention for CPUs has a slow backward pass in half precision: 1.2 to 3 times that of fp32 (torch 2.13,
     AVX-512 with bf16; `benchmarks/training_step.py` shows what it means for a step). Results are the more exact ones.
+    Torch's function itself is exchanged: it is the one door through which every model attends, and a layer that is
+    computed again in the backward pass must find the same behind it.
     """
+    torchs = functional.scaled_dot_product_attention
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        """Call `func`, with fp32 inputs if it is attention."""
-        kwargs = kwargs or {}
-        dtype = _half(args[0] if args else kwargs["query"]) if func is scaled_dot_product_attention else None
+    def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        dtype = _half(query)
         if dtype is None:
-            return func(*args, **kwargs)
+            return torchs(query, key, value, *args, **kwargs)
         with torch.autocast("cpu", enabled=False):
-            return func(*(_whole(value) for value in args), **{k: _whole(v) for k, v in kwargs.items()}).to(dtype)
+            whole = (_whole(states) for states in (query, key, value))
+            return torchs(*whole, *map(_whole, args), **{k: _whole(v) for k, v in kwargs.items()}).to(dtype)
+
+    functional.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        functional.scaled_dot_product_attention = torchs
 
 
 def _half(query: Tensor) -> torch.dtype | None:

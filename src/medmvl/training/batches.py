@@ -23,6 +23,7 @@ from medmvl.data.sample import Sample
 from medmvl.errors import MedMVLError, RecipeError
 from medmvl.processing import MedMVLProcessor
 from medmvl.training.augmentation import Augmenter
+from medmvl.training.compiled import rounded
 from medmvl.training.features import StoredMedia
 from medmvl.training.packing import pack
 
@@ -213,11 +214,13 @@ class BatchMaker:
         processor: pads, where rows are not packed.
         packed: lay samples end to end instead.
         supervised_only: name the positions whose logits are needed, and their targets, instead of labels.
+        few_lengths: pad rows to one of a few lengths, for compiled layers.
     """
 
     processor: MedMVLProcessor
     packed: bool = True
     supervised_only: bool = True
+    few_lengths: bool = False
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the model's inputs, and `ids`, `tokens` (without padding) and `supervised` for the log."""
@@ -226,9 +229,13 @@ class BatchMaker:
                 return {"error": sample["error"]}
         ids = [sample["id"] for sample in samples]
         tensors = [{key: value for key, value in sample.items() if key != "id"} for sample in samples]
-        batch: dict[str, Any] = pack(tensors) if self.packed else dict(self.processor.collate(tensors))
+        lengths = [len(sample["input_ids"]) for sample in samples]
+        length = rounded(sum(lengths) if self.packed else max(lengths)) if self.few_lengths else None
+        batch: dict[str, Any] = (
+            pack(tensors, length) if self.packed else dict(self.processor.collate(tensors, length=length))
+        )
         batch["ids"] = ids
-        batch["tokens"] = sum(len(sample["input_ids"]) for sample in samples)
+        batch["tokens"] = sum(lengths)
         batch["positions"] = batch["input_ids"].numel()
         batch["supervised"] = int((batch["labels"][:, 1:] != -100).sum())
         if self.supervised_only:

@@ -113,7 +113,7 @@ def _skeleton(config: MedMVLConfig, stage: StageSection) -> nn.Module:
     with torch.device("meta"):
         model = MedMVLForConditionalGeneration(config)
         # In fp32 nothing is set aside that would have to be given back.
-        return apply_stage(model, stage.model_copy(update={"precision": "fp32"})).model
+        return apply_stage(model, stage.model_copy(update={"precision": "fp32", "compile": False})).model
 
 
 def _entries(skeleton: nn.Module, values: _Values, wanted: set[str]) -> Iterator[tuple[str, Entry]]:

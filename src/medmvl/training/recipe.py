@@ -327,7 +327,8 @@ class StageSection(Section):
     activation_checkpointing: bool | list[PartName] = False
     """Recompute activations in the backward pass: less memory, about a third more time. true, or the parts that do so."""
     compile: bool = False
-    """`torch.compile` the model; pays on CUDA with shapes that repeat."""
+    """`torch.compile` the layers of encoders and LLM, and pad rows to one of a few lengths, so that compiled forms are used
+    again; for CUDA. Not with `strategy: zero3`."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Keep an exponential moving average of the trained weights with this decay; the stage ends with the average."""
     evaluate: EvaluateSection | None = None
@@ -480,6 +481,8 @@ class Recipe(Section):
                 raise ValueError(
                     f"{at}: train.{quantized[0]}.lora.quantize does not go with run.strategy {self.run.strategy}; use ddp"
                 )
+            if stage.compile and self.run.strategy == "zero3":
+                raise ValueError(f"{at}: `compile` does not go with run.strategy zero3; use fsdp")
             if stage.precision == "fp16" and self.run.strategy == "fsdp":
                 raise ValueError(f"{at}: fp16 does not go with run.strategy fsdp; use bf16, or zero3")
             if stage.optimizer == "muon" and stage.objective != "contrastive" and self.run.strategy != "ddp":

@@ -23,7 +23,7 @@ from medmvl.processing import MedMVLProcessor
 from medmvl.processing.pairs import PairProcessor
 from medmvl.training import zero
 from medmvl.training.arguments import loss_kernel, stage_seed, training_arguments, use_cpu, with_zero
-from medmvl.training.attention import PACKED, CPUAttention, attention, supports_packing
+from medmvl.training.attention import PACKED, attention, supports_packing, whole_attention_on_cpu
 from medmvl.training.augmentation import Augmenter
 from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler, StepShape, cost_of
 from medmvl.training.build import build
@@ -119,7 +119,7 @@ def run_to_the_end(trainer: StageTrainer, stage: StageSection, folder: RunFolder
         TrainingInterruptedError: if the run was asked to stop; a checkpoint is there.
     """
     checkpoint = newest_whole(folder.checkpoints(stage.name))
-    with StopSignal(trainer), CPUAttention():
+    with StopSignal(trainer), whole_attention_on_cpu():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.interrupted and trainer.state.global_step < trainer.state.max_steps:
         raise TrainingInterruptedError(
@@ -245,7 +245,7 @@ def build_trainer(
         args,
         sampler,
         EncodedRecords(mixture, processor, recipe.run.cache_megabytes * 2**20, stored, augment),
-        BatchMaker(processor, packed, stage.supervised_logits),
+        BatchMaker(processor, packed, stage.supervised_logits, few_lengths=stage.compile),
         callbacks=list(callbacks),
         keep=stage.keep,
         stop_after_nans=stage.stop_after_nans,

@@ -23,6 +23,7 @@ from medmvl.errors import RecipeError, did_you_mean
 from medmvl.models import MedMVLForConditionalGeneration, parts
 from medmvl.models.llms import lora_targets
 from medmvl.models.quantized import quantize_linears, restore_linears
+from medmvl.training.compiled import compile_layers
 from medmvl.training.recipe import LoRASection, PartSection, StageSection
 
 ADAPTER = "default"
@@ -122,6 +123,8 @@ def apply_stage(model: MedMVLForConditionalGeneration, stage: StageSection) -> A
     if stage.precision == "bf16":
         _shrink_frozen(applied)
     checkpoint_activations(model, stage.activation_checkpointing)  # type: ignore[arg-type]
+    if stage.compile:
+        compile_layers(available)
     return applied
 
 

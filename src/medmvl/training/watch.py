@@ -204,10 +204,10 @@ class Watch(HeldOut):
 
 @contextmanager
 def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Switch dropout and autograd off for a while."""
+    """Switch dropout, autograd and compiled layers (whose forms are for training's lengths) off for a while."""
     model.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             yield
     finally:
         model.train()

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from pydantic import model_validator
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from medmvl.errors import ModelError
@@ -142,6 +142,6 @@ class Block(GradientCheckpointingLayer):
         """(N, T, width) -> (N, T, width)."""
         qkv = self.qkv(self.norm1(x)).unflatten(-1, (3, self._heads, -1))  # (N, T, 3, heads, head width)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)
-        attended = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        attended = functional.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
         x = x + self.out(attended)
         return x + self.mlp(self.norm2(x))
