@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -335,10 +338,31 @@ def test_a_pooling_without_weights_is_stored_with_the_features(recipe, tmp_path,
     )  # tokens of (2, 2, 2), pooled to (2, 1, 1)
 
 
+def test_media_are_looked_for_once_and_anew_when_one_has_changed(recipe, data_folder, tmp_path, monkeypatch):
+    from medmvl.errors import RecipeError
+    from medmvl.training import features
+
+    filled = []
+    fill = features._fill
+    monkeypatch.setattr(features, "_fill", lambda *arguments: filled.append(arguments[2]) or fill(*arguments))
+    described = recipe({"train": CONNECTORS, "feature_cache": True, "max_steps": 3})
+    train(described, tmp_path / "features")
+    assert all(filled)
+    filled.clear()
+    again = _with_features(tmp_path)
+    train(described, again)
+    assert not filled  # nobody asked
+    changed = data_folder / "i0.png"
+    os.utime(changed, (0, 0))
+    shutil.rmtree(again / "s0")
+    with pytest.raises(RecipeError, match="changed while its features were in use"):
+        train(described, again, resume=True)
+    train(described, again, resume=True)
+    assert [str(changed)] in filled
+
+
 def _with_features(folder):
     """A new run folder that already holds the stored features of an earlier run of the same model."""
-    import shutil
-
     shutil.copytree(folder / "features" / "features", folder / "again" / "features")
     return folder / "again"
 

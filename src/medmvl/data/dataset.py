@@ -62,6 +62,13 @@ class SampleDataset:
         kind = file_format(self.path)
         self._rows: _Rows = _ParquetRows(self.path) if kind == "parquet" else _JsonRows(self.path, kind)
         self._chosen = self._of_tasks(tasks) if tasks is not None else None
+        self._tasks = sorted(tasks) if tasks is not None else None
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the file (its size or time), the roots and the tasks."""
+        facts = [_fingerprint(self.path), str(self.image_root.resolve()), str(self.volume_root.resolve()), self._tasks]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def __len__(self) -> int:
         return len(self._rows) if self._chosen is None else len(self._chosen)

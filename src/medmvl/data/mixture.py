@@ -65,6 +65,11 @@ class Mixture:
         """Number of records that an epoch shows."""
         return int(self._draws.sum())
 
+    @property
+    def fingerprint(self) -> str:
+        """Hex digits that change with the records, not with their weights or order."""
+        return "-".join(dataset.fingerprint for dataset in self._datasets)
+
     def draws(self) -> dict[str, int]:
         """Return data set -> records per epoch."""
         return {name: int(count) for name, count in zip(self.names, self._draws, strict=True)}

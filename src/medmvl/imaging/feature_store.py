@@ -88,6 +88,22 @@ class FeatureStore:
         with atomic(self._path(key)) as temporary:
             save_file({_NAME: features.detach().cpu().contiguous()}, temporary)
 
+    def holds_all_of(self, collection: str) -> bool:
+        """Say whether `note_all_of` was called for a collection of items: none of them has to be looked for."""
+        return self._note(collection).exists()
+
+    def note_all_of(self, collection: str) -> None:
+        """Note that the features of every item of a collection are here."""
+        write_json(self._note(collection), {"collection": collection})
+
+    def forget_collections(self) -> None:
+        """Take all such notes back, after an item was missed."""
+        for note in self.folder.glob("all-*.json"):
+            note.unlink(missing_ok=True)
+
+    def _note(self, collection: str) -> Path:
+        return self.folder / f"all-{hashlib.sha256(collection.encode()).hexdigest()[:16]}.json"
+
     def _path(self, key: str) -> Path:
         """Keys are hashed: they may be paths, and paths may name a patient."""
         name = hashlib.sha256(key.encode()).hexdigest()[:40]

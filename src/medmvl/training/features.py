@@ -60,6 +60,7 @@ class StoredMedia:
     def _features(self, modality: str, path: str) -> Tensor:
         features = self.stores[modality].get(media_key(path))
         if features is None:
+            self.stores[modality].forget_collections()
             raise RecipeError(f"{path} changed while its features were in use. Start the stage again with --resume.")
         return features
 
@@ -76,6 +77,8 @@ def store_features(
     console: Console | None = None,
 ) -> StoredMedia:
     """Run every frozen encoder over all media of a mixture that are not stored yet.
+
+    When that is done it is noted, so that a resumed stage does not look through the records again.
 
     Args:
         model: on its device; an encoder with a trainable weight is left alone.
@@ -98,11 +101,15 @@ def store_features(
             settings["pooling"] = whole["connector"]["pooling"]
         made_by = weights_hash(tower.encoder.state_dict(), settings), preparation_hash(processor, modality)
         stores[modality] = FeatureStore(folder / f"{modality}-{'-'.join(made_by)}", *made_by)
+        share = f"{mixture.fingerprint}, {rank} of {world}"
+        if stores[modality].holds_all_of(share):
+            continue
         wanted = sorted(
             {path for number in range(rank, len(mixture), world) for path in _media(mixture[number])[modality]}
         )
         missing = [path for path in wanted if media_key(path) not in stores[modality]]
         _fill(stores[modality], tower, missing, processor, modality, model.device, autocast, console)
+        stores[modality].note_all_of(share)
     if not stores:
         raise RecipeError("feature_cache is set, but every encoder trains in this stage. Freeze one or unset it.")
     return StoredMedia(processor, stores)
