@@ -1,6 +1,6 @@
 """What a training step costs: this toolkit beside stock parts with the same weights and the same records.
 
-    python benchmarks/training_step.py [--out benchmarks/results] [--epochs 2] [--threads 2] [--size small] [--only TEXT]
+    python benchmarks/training_step.py [--out benchmarks/results] [--epochs 5] [--threads 2] [--size small] [--only TEXT]
 
 The peer is what one writes with stock parts: the model exported as `LlavaForConditionalGeneration`, in the stock
 `transformers.Trainer`, batches padded to the longest row, logits at every position; in one variant batches come from
@@ -337,7 +337,7 @@ def main() -> None:
     """Measure and write the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
-    parser.add_argument("--epochs", type=int, default=2, help="epochs of 4 steps that are timed")
+    parser.add_argument("--epochs", type=int, default=5, help="epochs of 4 steps that are timed")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--only", default="", help="variants whose name holds one of these texts, ; between")
