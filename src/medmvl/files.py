@@ -99,6 +99,14 @@ def existing_file(path: PathLike, what: str = "file") -> Path:
     return file
 
 
+def existing(path: PathLike, what: str = "file or folder") -> Path:
+    """Return `path` as a Path, or raise a DataError if nothing is there."""
+    found = Path(path)
+    if not found.exists():
+        raise DataError(f"The {what} {found} does not exist.")
+    return found
+
+
 def existing_folder(path: PathLike, what: str = "folder") -> Path:
     """Return `path` as a Path, or raise a DataError if no folder is there."""
     folder = Path(path)

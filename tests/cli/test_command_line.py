@@ -146,3 +146,22 @@ def test_debug_shows_where_it_went_wrong(medmvl):
 
     with pytest.raises(CheckpointError):
         medmvl("ask", "--model", "nowhere", "What?", "--debug")
+
+
+def test_a_file_that_can_only_be_asked_is_said_to_be_so(medmvl, tmp_path):
+    rows = [
+        {"id": "a", "conversations": [{"from": "human", "value": "What?"}]},
+        {"id": "b", "conversations": [{"from": "human", "value": "What?"}], "answer": "That."},
+        {"id": "c", "conversations": [{"from": "human", "value": "What?"}, {"from": "gpt", "value": "That."}]},
+    ]
+    write_json(tmp_path / "d.json", rows)
+    status, out, _ = medmvl("data", "check", tmp_path / "d.json")
+    assert status == 0
+    assert "3 record(s), no fault" in out
+    assert "1 of them hold no answer" in out
+
+
+def test_asking_about_a_missing_volume_says_so_before_the_model_is_loaded(medmvl, tmp_path):
+    status, _, err = medmvl("ask", "--model", tmp_path / "no-model", "--volume", tmp_path / "gone.nii.gz", "What?")
+    assert status == 2
+    assert "gone.nii.gz does not exist" in err

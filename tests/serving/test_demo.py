@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import copy
+import socket
+import subprocess
+import sys
+import urllib.request
 
 import numpy as np
 import pytest
@@ -93,3 +97,22 @@ def test_the_page_builds(demo):
     page = build_page(demo.predictor, "test")
     assert page.title == "test"
     assert page.analytics_enabled is False
+
+
+@pytest.mark.slow  # a process of its own: seconds to begin
+def test_the_address_is_said_when_the_page_answers(model_folder):
+    pytest.importorskip("gradio")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "medmvl", "demo", "--model", str(model_folder), "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert f"http://127.0.0.1:{port}" in line
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}", timeout=20) as page:
+                assert page.status == 200
+            assert process.poll() is None
+        finally:
+            process.kill()

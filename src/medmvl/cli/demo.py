@@ -20,5 +20,7 @@ def demo(
     """Open a web page: upload an image or a CT, look through it, ask."""
     from medmvl.serving.demo import run_demo
 
-    typer.echo(f"Open http://{host}:{port} in a browser; stop with Ctrl-C.")
-    run_demo(model, host=host, port=port, template=template, dtype=dtype, device=device)
+    def ready() -> None:
+        typer.echo(f"Open http://{host}:{port} in a browser; stop with Ctrl-C.")
+
+    run_demo(model, host=host, port=port, on_ready=ready, template=template, dtype=dtype, device=device)

@@ -94,11 +94,11 @@ def ask(
 ) -> None:
     """Ask a model one question about images or volumes."""
     from medmvl.errors import DataError
-    from medmvl.files import existing_file
+    from medmvl.files import existing, existing_file
     from medmvl.inference import Predictor
 
     images = [str(existing_file(path, "image")) for path in image or []]
-    volumes = [str(path) for path in volume or []]
+    volumes = [str(existing(path, "volume")) for path in volume or []]
     if not question.strip():
         raise DataError("The question is empty. Ask something.")
     if not images and not volumes:

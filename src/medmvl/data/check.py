@@ -33,7 +33,7 @@ def check_records(
     volume_root: PathLike | None = None,
     *,
     read_media: bool = False,
-    on_record: Callable[[], None] | None = None,
+    on_record: Callable[[Sample | None], None] | None = None,
 ) -> list[Fault]:
     """List all faults of a data file; an empty list means that every record can be trained on or asked.
 
@@ -45,7 +45,7 @@ def check_records(
         image_root: folder of the images; the file's own folder by default.
         volume_root: folder of the volumes; the file's own folder by default.
         read_media: decode the pixels too.
-        on_record: called after each record, for a progress display.
+        on_record: called after each record, with what it says or None if it says nothing readable.
 
     Raises:
         DataError: only if the file itself or a root is missing.
@@ -61,6 +61,7 @@ def check_records(
     verdicts: dict[Path, str | None] = {}
     for located in iter_located(file):
         identifier: str | None = None
+        sample: Sample | None = None
         try:
             if located.error is not None:
                 raise located.error
@@ -78,7 +79,7 @@ def check_records(
             found = _media_faults(sample, roots, readers, verdicts)
             faults.extend(Fault(located.where, identifier, f"{label}: {message}") for message in found)
         if on_record is not None:
-            on_record()
+            on_record(sample)
     return faults
 
 

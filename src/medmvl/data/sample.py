@@ -44,6 +44,11 @@ class Sample:
     answer: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def answered(self) -> bool:
+        """Whether it holds an answer: a turn of the assistant, or `answer`."""
+        return self.answer is not None or any(message.role == "assistant" for message in self.messages)
+
     def as_question(self) -> Sample:
         """Return the sample as it is asked: without a closing assistant turn, which becomes the answer.
 

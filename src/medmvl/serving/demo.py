@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -147,13 +147,34 @@ def build_page(predictor: Predictor, title: str) -> Any:
     return page
 
 
-def run_demo(folder: Path, *, host: str = "127.0.0.1", port: int = 7860, **loading: Any) -> None:
-    """Serve the page until interrupted; `loading` goes to `Predictor.from_pretrained`."""
+def run_demo(
+    folder: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    on_ready: Callable[[], None] | None = None,
+    **loading: Any,
+) -> None:
+    """Serve the page until interrupted; `loading` goes to `Predictor.from_pretrained`.
+
+    Args:
+        on_ready: called when the page answers.
+    """
     gr = require("gradio", "demo")
     predictor = Predictor.from_pretrained(folder, **loading)
     page = build_page(predictor, f"MedM-VL: {folder.resolve().name}")
     # System fonts: the default theme would fetch its fonts from the network.
     theme = gr.themes.Default(font="sans-serif", font_mono="monospace")
     page.queue().launch(
-        server_name=host, server_port=port, share=False, theme=theme, max_file_size="2gb", quiet=True, inbrowser=False
+        server_name=host,
+        server_port=port,
+        share=False,
+        theme=theme,
+        max_file_size="2gb",
+        quiet=True,
+        inbrowser=False,
+        prevent_thread_lock=True,
     )
+    if on_ready is not None:
+        on_ready()
+    page.block_thread()

@@ -17,6 +17,35 @@ from medmvl.errors import RecipeError, did_you_mean
 from medmvl.files import PathLike
 from medmvl.training.recipe import Recipe
 
+#: What other trainers call our keys; no closest spelling leads there.
+OTHERS_WORDS = {
+    "learning_rate": "lr",
+    "num_train_epochs": "epochs",
+    "per_device_train_batch_size": "micro_batch_size",
+    "gradient_accumulation_steps": "micro_batch_size",
+    "warmup_ratio": "warmup",
+    "warmup_steps": "warmup",
+    "lr_scheduler_type": "scheduler",
+    "optim": "optimizer",
+    "bf16": "precision: bf16",
+    "fp16": "precision: fp16",
+    "gradient_checkpointing": "activation_checkpointing",
+    "torch_compile": "compile",
+    "save_steps": "save_every",
+    "eval_steps": "evaluate.every",
+    "save_total_limit": "keep",
+    "lora_r": "r",
+    "lora_alpha": "alpha",
+    "lora_dropout": "dropout",
+    "target_modules": "targets",
+    "use_dora": "dora",
+    "use_rslora": "rslora",
+    "dataloader_num_workers": "run.workers",
+    "deepspeed": "run.strategy",
+    "fsdp": "run.strategy",
+    "output_dir": "--out",
+}
+
 
 class _Loader(yaml.SafeLoader):
     """YAML without its traps: `1e-3` is a number, `no` is a word, and a key that stands twice is an error."""
@@ -151,6 +180,8 @@ def _words(detail: ErrorDetails) -> str:
     location = detail["loc"]
     path = _path(location)
     if detail["type"] == "extra_forbidden":
+        if (ours := OTHERS_WORDS.get(str(location[-1]))) is not None:
+            return f"{path}: unknown key. Here it is called {ours!r}."
         return f"{path}: unknown key. {did_you_mean(str(location[-1]), _known_keys(location[:-1]))}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":

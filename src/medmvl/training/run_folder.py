@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import json
 import platform
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -81,12 +82,14 @@ class RunFolder:
         return (folder / CHECKSUMS).is_file()
 
     def open(self, recipe: Recipe, resume: bool) -> None:
-        """Begin the run, or check that it may be continued.
+        """Begin the run, or check that it may be continued; one that never took a step is begun anew.
 
         Raises:
             RecipeError: if a run is there already and `resume` is not set, or it was started with another recipe.
         """
-        if self.recipe.is_file():
+        if self.recipe.is_file() and not resume and self._nothing_done:
+            shutil.rmtree(self.init, ignore_errors=True)
+        elif self.recipe.is_file():
             if not resume:
                 raise RecipeError(
                     f"{self.root} holds a run already. Continue it with --resume, or choose another folder with --out."
@@ -102,6 +105,14 @@ class RunFolder:
         for stage in recipe.stages:
             tidy(self.checkpoints(stage.name))
             tidy(self.stage(stage.name))
+
+    @property
+    def _nothing_done(self) -> bool:
+        """Whether a run in this folder ended before its first step, so that nothing of it is worth keeping."""
+        return not self.log.exists() and not any(self.finished(folder) for folder in self._stages())
+
+    def _stages(self) -> Iterator[Path]:
+        return (folder for folder in self.root.iterdir() if folder.is_dir() and folder != self.init)
 
     def publish(self, stage: str) -> None:
         """Make `model/` the checkpoint of `stage`."""
