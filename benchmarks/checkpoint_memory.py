@@ -3,8 +3,8 @@
     python benchmarks/checkpoint_memory.py [--gigabytes 3] [--folder DIR] [--out FILE.md]
 
 Writes a checkpoint in the MedM-VL reference layout (Qwen2 with the given size of random bfloat16 weights in shards, SigLIP, an
-MLP), converts it, loads the result and lets it answer, each in a process of its own, and removes everything again. Two peaks
-are read: everything resident (VmHWM), mapped files included, which the kernel may drop at any time; and anonymous memory
+MLP), converts it, loads the result and lets it answer, and puts the finished checkpoint of a LoRA stage together from the
+pieces of two processes, each in a process of its own, and removes everything again. Two peaks are read: everything resident (VmHWM), mapped files included, which the kernel may drop at any time; and anonymous memory
 (RssAnon, sampled every 5 ms), which it may not. What the interpreter and its libraries held before the work began is subtracted
 from both and given apart. Linux only.
 """
@@ -139,6 +139,7 @@ def job(name: str, folder: Path) -> dict[str, float]:
     from medmvl.models import MedMVLForConditionalGeneration
 
     load = MedMVLForConditionalGeneration.from_pretrained
+    put_together = consolidation(folder) if name.startswith("put together") else None
     jobs: dict[str, Callable[[], Any]] = {
         "convert": lambda: convert(folder / "source", folder / "converted"),
         "load, stored dtype": lambda: load(folder / "converted"),
@@ -147,7 +148,33 @@ def job(name: str, folder: Path) -> dict[str, float]:
             folder / "converted", dtype="bfloat16", device="cpu"
         ).answer("What is it?", images=[str(FIXTURES / "data" / "img0.png")], max_new_tokens=1),
     }
-    return measure(jobs[name])
+    return measure(put_together or jobs[name])
+
+
+def consolidation(folder: Path) -> Callable[[], Any]:
+    """Write what two processes lay down at the end of a LoRA stage; return what makes a checkpoint of it."""
+    import torch
+
+    from medmvl.models import MedMVLConfig, MedMVLForConditionalGeneration
+    from medmvl.training.finish import write_consolidated
+    from medmvl.training.recipe import StageSection
+    from medmvl.training.stage import apply_stage
+    from medmvl.training.state import write_values
+    from medmvl.training.trainer import WEIGHTS
+
+    described = {"name": "lora", "train": {"llm": "lora", "image_connector": "full"}, "lr": 1e-4, "epochs": 1}
+    stage = StageSection.model_validate({**described, "save_dtype": "bfloat16"})
+    source, pieces, target = (folder / name for name in ("converted", "pieces", "together"))
+    with torch.device("meta"):
+        model = MedMVLForConditionalGeneration(MedMVLConfig.from_pretrained(source))
+        trained = apply_stage(model, stage).trainable()
+    for made in (pieces, target):
+        made.mkdir()
+    for rank in range(2):
+        values = {name: torch.randn(p.shape).mul_(0.01).tensor_split(2)[rank] for name, p in trained.items()}
+        write_values(pieces, WEIGHTS, values, rank, 2)
+        del values
+    return lambda: write_consolidated(target, source, pieces, stage)
 
 
 # --- the table
@@ -176,6 +203,7 @@ def main() -> None:
             ("load, stored dtype", total),
             ("load and answer, stored dtype", total),
             ("load, float32", 2 * total),
+            ("put together after LoRA on two processes", total),
         ):
             command = [sys.executable, __file__, "--job", name, str(folder)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)

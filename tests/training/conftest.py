@@ -52,6 +52,18 @@ MODEL = {
     },
 }
 CONNECTORS = {"image_connector": "full", "volume_connector": "full"}
+#: An image encoder with batch norm.
+RESNET = {
+    "name": "resnet",
+    "vision_config": {
+        "model_type": "resnet",
+        "embedding_size": 8,
+        "hidden_sizes": [8, 16],
+        "depths": [1, 1],
+        "layer_type": "basic",
+    },
+    "size": [32, 32],
+}
 EVERYTHING = {"llm": "full", "image_encoder": "full", "volume_encoder": "full", **CONNECTORS}
 
 

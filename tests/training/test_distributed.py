@@ -10,7 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from medmvl.errors import RecipeError
 from medmvl.training import zero
+from medmvl.training.build import build
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
@@ -18,7 +20,7 @@ from medmvl.training.state import ValueReader
 from medmvl.training.trainer import StageTrainer
 from processes import in_two_processes, train_until, train_where_the_first_look_is_the_best
 
-from .conftest import CONNECTORS
+from .conftest import CONNECTORS, MODEL
 
 
 def assert_same_course(one: Path, other: Path, looser: float = 1.0) -> None:
@@ -176,6 +178,35 @@ def train_and_find_the_largest_weight(recipe: dict, out: Path) -> None:
 
 
 @pytest.mark.slow  # DeepSpeed takes its time to begin
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_zero_looks_at_held_out_pixels_while_it_trains_on_stored_features(recipe, tmp_path, strategy):
+    pytest.importorskip("deepspeed")
+    look = {"data": ["held"], "every": 1, "samples": 17, "generate": 1, "max_new_tokens": 2}
+    stage = {"train": CONNECTORS, "feature_cache": True, "max_steps": 2, "batch_size": 6, "lr": 1e-3, "data": ["d"]}
+    data = {"d": {"path": "d.jsonl"}, "held": {"path": "d.jsonl"}}
+    run = {"progress": False, "device": "cpu", "strategy": strategy}
+    described = recipe({**stage, "evaluate": look}, run=run, data=data)
+    # Wide enough that zero3 cuts the encoders' weights, which then are gathered by all processes or none.
+    described["model"]["image"]["encoder"]["vision_config"] |= {"hidden_size": 32, "intermediate_size": 64}
+    described["model"]["volume"]["encoder"]["width"] = 32
+    train(described, tmp_path / "one")
+    in_two_processes(train, described, tmp_path / "two")
+    assert_same_course(tmp_path / "one", tmp_path / "two", looser=3)
+    looks = [read_log(tmp_path / name / "evaluation.jsonl") for name in ("one", "two")]
+    assert [row["loss"] for row in looks[1]] == pytest.approx([row["loss"] for row in looks[0]], rel=1e-4)
+
+
+def test_zero3_refuses_an_encoder_that_runs_more_often_the_more_it_is_shown(recipe):
+    settings = recipe({})
+    settings["model"]["volume"]["encoder"] = {"name": "slicewise", "slices": 4, "slices_per_pass": 2}
+    settings["model"]["volume"]["encoder"]["encoder"] = MODEL["image"]["encoder"]
+    model, _ = build(load_recipe(settings))
+    zero.prepare(model, (), 2)
+    with pytest.raises(RecipeError, match="slices_per_pass"):
+        zero.prepare(model, (), 3)
+
+
+@pytest.mark.slow  # DeepSpeed takes its time to begin
 def test_zero3_holds_no_weight_whole(recipe, tmp_path):
     pytest.importorskip("deepspeed")
     run = {"progress": False, "device": "cpu", "strategy": "zero3"}
@@ -188,12 +219,12 @@ def test_zero3_holds_no_weight_whole(recipe, tmp_path):
         assert max(largest) < 10 * 32  # ten times the LLM's width: below that DeepSpeed keeps them at hand
 
 
-def train_with_a_poisoned_step(recipe: dict, out: Path) -> None:
+def train_with_a_poisoned_step(bad_step: int, recipe: dict, out: Path) -> None:
     original = StageTrainer.compute_loss
 
     def poisoned(self, *args, **kwargs):
         loss = original(self, *args, **kwargs)
-        bad = self.state.global_step == 1 and torch.distributed.get_rank() == 1
+        bad = self.state.global_step == bad_step and torch.distributed.get_rank() == 1
         return loss * float("nan") if bad else loss
 
     StageTrainer.compute_loss = poisoned
@@ -208,7 +239,7 @@ def test_a_nan_on_one_device_moves_no_weight_on_any(recipe, tmp_path, strategy, 
         pytest.importorskip("deepspeed")
     run = {"progress": False, "device": "cpu", "strategy": strategy}
     stage = {"max_steps": 3, "batch_size": 8, "lr": 1e-3, "precision": precision, "save_every": 1, "keep": 3}
-    in_two_processes(train_with_a_poisoned_step, recipe(stage, run=run), tmp_path / "run")
+    in_two_processes(train_with_a_poisoned_step, 1, recipe(stage, run=run), tmp_path / "run")
     log = read_log(tmp_path / "run" / "log.jsonl")
     assert [row.get("skipped", False) for row in log] == [False, True, False]
     checkpoints = tmp_path / "run" / "s0" / "checkpoints"
@@ -217,3 +248,16 @@ def test_a_nan_on_one_device_moves_no_weight_on_any(recipe, tmp_path, strategy, 
     ended = load_file(tmp_path / "run" / "model" / "model.safetensors")
     assert any(not torch.equal(ended[name], after[name]) for name in after.names if name in ended)
     assert all(torch.isfinite(value).all() for value in ended.values())
+
+
+@pytest.mark.slow  # DeepSpeed takes its time to begin
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_a_run_whose_first_step_is_skipped_can_be_saved_and_resumed(recipe, tmp_path, strategy):
+    pytest.importorskip("deepspeed")
+    run = {"progress": False, "device": "cpu", "strategy": strategy}
+    stage = recipe({"max_steps": 2, "batch_size": 8, "lr": 1e-3, "save_every": 1}, run=run)
+    in_two_processes(train_with_a_poisoned_step, 0, stage, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "model")
+    (tmp_path / "run" / "s0" / "checksums.json").unlink()
+    in_two_processes(train, stage, tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "model").is_dir()

@@ -355,7 +355,7 @@ def test_media_are_looked_for_once_and_anew_when_one_has_changed(recipe, data_fo
     changed = data_folder / "i0.png"
     os.utime(changed, (0, 0))
     shutil.rmtree(again / "s0")
-    with pytest.raises(RecipeError, match="changed while its features were in use"):
+    with pytest.raises(RecipeError, match="stored features of .*i0.png are missing, or it has changed"):
         train(described, again, resume=True)
     train(described, again, resume=True)
     assert [str(changed)] in filled
@@ -376,7 +376,7 @@ def test_feature_cache_needs_a_frozen_encoder(recipe, tmp_path):
 
 @pytest.mark.parametrize("autocast", [True, False])
 def test_attention_in_half_precision_on_the_cpu_is_that_of_fp32(autocast):
-    from medmvl.training.attention import whole_attention_on_cpu
+    from medmvl.training.cpu import whole_attention_on_cpu
 
     torch.manual_seed(0)
     half = [torch.randn(2, 4, 40, 16).bfloat16() for _ in range(3)]
@@ -403,7 +403,7 @@ def test_layers_computed_again_attend_as_they_did(recipe, tmp_path):
 
 
 def test_attention_in_full_precision_is_left_alone():
-    from medmvl.training.attention import whole_attention_on_cpu
+    from medmvl.training.cpu import whole_attention_on_cpu
 
     torch.manual_seed(0)
     inputs = dict(zip(("query", "key", "value"), torch.randn(3, 1, 2, 9, 8), strict=True))

@@ -16,9 +16,9 @@ from medmvl.training.finish import write_consolidated
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 from medmvl.training.state import write_values
-from medmvl.training.trainer import WEIGHTS
+from medmvl.training.trainer import BUFFERS, WEIGHTS
 
-from .conftest import CONNECTORS
+from .conftest import CONNECTORS, RESNET
 
 LORA = {"llm": {"mode": "lora", "lora": {"r": 2}}, "image_encoder": {"mode": "lora", "lora": {"r": 2}}, **CONNECTORS}
 
@@ -31,19 +31,26 @@ LORA = {"llm": {"mode": "lora", "lora": {"r": 2}}, "image_encoder": {"mode": "lo
         ({"train": LORA | {"llm": {"mode": "lora", "lora": {"r": 2, "dora": True}}}}, {}),
         ({"train": LORA | {"llm": {"mode": "lora", "lora": {"r": 2, "rslora": True}}}, "save_dtype": "bfloat16"}, {}),
         ({"train": CONNECTORS, "precision": "bf16"}, {}),
+        ({"train": {"image_encoder": "full", **CONNECTORS}}, "resnet"),  # its batch norm keeps statistics
     ],
-    ids=["full", "lora", "dora", "rslora-bf16", "connectors-in-bf16"],
+    ids=["full", "lora", "dora", "rslora-bf16", "connectors-in-bf16", "batch-norm"],
 )
 def test_put_together_from_pieces_it_is_the_same(recipe, tmp_path, monkeypatch, stage, llm):
     settings = recipe({"max_steps": 1, "lr": 1e-2, **stage})
-    settings["model"]["llm"]["config"] |= llm
+    if llm == "resnet":
+        settings["model"]["image"]["encoder"] = RESNET
+    else:
+        settings["model"]["llm"]["config"] |= llm
     run, pieces, together = (tmp_path / name for name in ("run", "pieces", "together"))
     pieces.mkdir()
     together.mkdir()
     finish = module.finish_stage
 
     def lay_down_first(*arguments):
-        arguments[4].trained.write_weights(pieces, WEIGHTS)
+        trainer = arguments[4]
+        trainer.trained.write_weights(pieces, WEIGHTS)
+        if buffers := trainer.applied.buffers():
+            write_values(pieces, BUFFERS, buffers)
         finish(*arguments)
 
     monkeypatch.setattr(module, "finish_stage", lay_down_first)

@@ -141,7 +141,7 @@ def test_a_run_resumes_exactly(recipe, tmp_path, monkeypatch):
 
 def test_sharded_weights_are_refused(recipe, tmp_path):
     run = {"progress": False, "device": "cpu", "strategy": "fsdp"}
-    with pytest.raises(RecipeError, match="muon needs whole matrices"):
+    with pytest.raises(RecipeError, match="optimizer: muon does not go with run.strategy"):
         load_recipe(recipe({"optimizer": "muon"}, run=run))
 
 

@@ -96,6 +96,8 @@ def test_a_wrong_override_is_explained(override, words):
         ("stages.0.train={llm: frozen}", "names no part that trains"),
         ("stages.0={name: a, train: {llm: full}, lr: 1, epochs: 1, max_steps: 2}", "either `epochs` or `max_steps`"),
         ("model.llm.config=null", "either `init_from`"),
+        ("stages.0.learning_rate=1", "Here it is called 'lr'"),
+        ("run.strategy=zero2\0stages.0.optimizer=adamw_8bit", "adamw_8bit does not go with run.strategy zero2"),
         ("run.strategy=zero1", "run.strategy: Input should be"),
         ("name=../up", "name: String should match"),
         ("stages.0.evaluate={data: [vqa]}\0stages.0.data=[vqa]", "both trained on and evaluated on"),

@@ -315,6 +315,14 @@ def test_finished_files_come_with_the_seal_last_and_get_a_second_name(tmp_path):
     verify(tmp_path / "model")
 
 
+def test_weights_of_an_attempt_that_was_cut_off_do_not_stay(tmp_path):
+    for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "evaluation.txt"):
+        (tmp_path / name).write_text("stale")
+    with whole_files(tmp_path) as aside:
+        (aside / "model.safetensors").write_text("new")
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["checksums.json", "evaluation.txt", "model.safetensors"]
+
+
 def test_log_lines_after_the_checkpoint_are_dropped(tmp_path):
     log = tmp_path / "log.jsonl"
     log.write_text(

@@ -12,11 +12,13 @@ from medmvl.errors import DataError, RecipeError, TrainingError
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.processing import MedMVLProcessor
 from medmvl.training import callbacks
+from medmvl.training.batches import EncodedRecords
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
+from medmvl.training.trainer import StageTrainer
 
-from .conftest import CONNECTORS, EVERYTHING
+from .conftest import CONNECTORS, EVERYTHING, RESNET
 
 
 def weights(folder):
@@ -110,6 +112,69 @@ def test_a_run_is_not_overwritten_nor_continued_with_other_settings(recipe, tmp_
     assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
 
 
+def test_a_run_that_never_took_a_step_is_begun_anew(recipe, tmp_path, monkeypatch):
+    def no_data(self, number):
+        raise DataError("gone")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(EncodedRecords, "__getitem__", no_data)
+        with pytest.raises(DataError, match="gone"):
+            train(recipe({"max_steps": 1}), tmp_path / "run")
+    assert (tmp_path / "run" / "init").is_dir()
+    train(recipe({"max_steps": 2}) | {"seed": 9}, tmp_path / "run")  # with other settings, too
+    train(recipe({"max_steps": 2}) | {"seed": 9}, tmp_path / "other")
+    found, expected = (weights(tmp_path / name / "model") for name in ("run", "other"))
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_running_statistics_train_with_their_encoder_and_are_part_of_a_resumed_run(recipe, tmp_path, monkeypatch):
+    parts = {"image_encoder": "full", "image_connector": "full"}
+    described = recipe({"train": parts, "max_steps": 4, "save_every": 2})
+    described["model"]["image"]["encoder"] = RESNET
+    train(described, tmp_path / "whole")
+    step = StageTrainer.training_step
+
+    def die(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise KeyboardInterrupt
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(StageTrainer, "training_step", die)
+        with pytest.raises(KeyboardInterrupt):
+            train(described, tmp_path / "cut")
+    train(described, tmp_path / "cut", resume=True)
+    start, whole, cut = (weights(tmp_path / name) for name in ("whole/init", "whole/model", "cut/model"))
+    means = [name for name in whole if name.endswith("running_mean")]
+    assert means
+    assert all(not torch.equal(whole[name], start[name]) for name in means)
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
+
+
+def test_a_frozen_encoder_keeps_its_running_statistics(recipe, tmp_path):
+    described = recipe({"train": {"image_connector": "full"}})
+    described["model"]["image"]["encoder"] = RESNET
+    train(described, tmp_path / "run")
+    start, end = (weights(tmp_path / "run" / name) for name in ("init", "model"))
+    assert all(torch.equal(start[name], end[name]) for name in start if "encoder" in name)
+
+
+def test_a_bf16_step_on_the_cpu_attends_in_fp32_everywhere(recipe, tmp_path, monkeypatch):
+    seen = []
+    attend = torch.nn.functional.scaled_dot_product_attention
+
+    def look(query, *args, **kwargs):
+        # torch's own function runs in what it is given, or in what autocast makes of it.
+        lowered = torch.is_autocast_enabled("cpu") and query.dtype == torch.float32
+        seen.append(torch.bfloat16 if lowered else query.dtype)
+        return attend(query, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", look)
+    train(recipe({"precision": "bf16", "max_steps": 1}), tmp_path / "run")
+    assert len(seen) > 3
+    assert set(seen) == {torch.float32}
+
+
 def test_a_bad_record_is_named(recipe, tmp_path, data_folder):
     rows = (data_folder / "d.jsonl").read_text().splitlines()
     broken = json.loads(rows[0]) | {"id": "the-bad-one", "image": ["gone.png"]}
@@ -124,8 +189,6 @@ def test_a_bad_record_is_named(recipe, tmp_path, data_folder):
 
 
 def test_steps_without_finite_gradient_are_skipped_logged_and_end_the_run(recipe, tmp_path, monkeypatch):
-    from medmvl.training.trainer import StageTrainer
-
     original = StageTrainer.compute_loss
     poisoned = {2}
 
@@ -146,8 +209,6 @@ def test_steps_without_finite_gradient_are_skipped_logged_and_end_the_run(recipe
 
 
 def test_what_a_loss_scale_overflows_does_not_count_against_the_run(recipe, tmp_path, monkeypatch):
-    from medmvl.training.trainer import StageTrainer
-
     scales = iter([8.0, 4.0, 2.0, 1.0, 1.0, 1.0])
     monkeypatch.setattr(StageTrainer, "_loss_scale", lambda self: next(scales))
     original = StageTrainer.compute_loss
@@ -176,8 +237,6 @@ def test_fp16_is_refused_where_nothing_would_come_of_it(recipe, tmp_path):
 
 
 def test_out_of_memory_and_a_full_disk_are_said_plainly(recipe, tmp_path, monkeypatch):
-    from medmvl.training.trainer import StageTrainer
-
     def no_memory(self, *args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory")
 

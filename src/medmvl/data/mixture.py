@@ -67,7 +67,7 @@ class Mixture:
 
     @property
     def fingerprint(self) -> str:
-        """Hex digits that change with the records, not with their weights or order."""
+        """Hex digits that change with the records of any data set, not with weights, temperature or seed."""
         return "-".join(dataset.fingerprint for dataset in self._datasets)
 
     def draws(self) -> dict[str, int]:

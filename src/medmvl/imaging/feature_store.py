@@ -81,7 +81,9 @@ class FeatureStore:
         try:
             return load_file(path)[_NAME]
         except (SafetensorError, KeyError, OSError) as error:
-            raise DataError(f"{path} is damaged: {error}. Delete it; it will be made again.") from error
+            raise DataError(
+                f"{path} is damaged: {error}. Delete it; the same command with --resume makes it again."
+            ) from error
 
     def put(self, key: str, features: torch.Tensor) -> None:
         """Store the tensor of an item, whole or not at all; two writers of one key do no harm."""

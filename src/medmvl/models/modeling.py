@@ -131,7 +131,8 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
         if modality not in self.towers:
             return 0.0
         if modality in self.idle_inputs:
-            tower, spec, kind = self._tower(modality), self.config.tower(modality), self.idle_inputs[modality]
+            tower, spec = self._tower(modality), self.config.tower(modality)
+            kind = self.idle_inputs[modality] if self.training else "pixels"  # only training knows stored features
             encoder = spec.encoder_spec
             size = (
                 (encoder.channels, *spec.input_size) if kind == "pixels" else (tower.stored_tokens, encoder.hidden_size)

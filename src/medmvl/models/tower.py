@@ -75,8 +75,10 @@ class Tower(nn.Module):
         self._tokens, self._pooled_tokens = tokens
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Run the encoder; without autograd if none of its weights trains."""
+        """Run the encoder; without autograd, dropout and new running statistics if none of its weights trains."""
         trains = any(parameter.requires_grad for parameter in self.encoder.parameters())
+        if not trains:
+            self.encoder.eval()
         with torch.set_grad_enabled(trains and torch.is_grad_enabled()):
             dtype = next(self.encoder.parameters()).dtype
             return self.encoder(pixels.to(dtype))

@@ -1,4 +1,4 @@
-"""Attention as training needs it: within the samples of a packed row, and fast in half precision on the CPU.
+"""Attention within the samples of a packed row.
 
 A packed row needs two things: positions that begin anew with each sample (`medmvl.training.packing`), and attention that
 stays within a sample. The second is an attention function of our own, registered with transformers: on CUDA in half precision torch's
@@ -132,45 +132,6 @@ def attention(language_model: PreTrainedModel, implementation: str | None) -> It
         yield
     finally:
         language_model.set_attn_implementation(before)
-
-
-@contextmanager
-def whole_attention_on_cpu() -> Iterator[None]:
-    """For a while let attention of half-precision inputs on the CPU run in fp32, also under autocast.
-
-    torch's flash attention for CPUs has a slow backward pass in half precision: 1.2 to 3 times that of fp32 (torch 2.13,
-    AVX-512 with bf16; `benchmarks/training_step.py` shows what it means for a step). Results are the more exact ones.
-    Torch's function itself is exchanged: it is the one door through which every model attends, and a layer that is
-    computed again in the backward pass must find the same behind it.
-    """
-    torchs = functional.scaled_dot_product_attention
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        dtype = _half(query)
-        if dtype is None:
-            return torchs(query, key, value, *args, **kwargs)
-        with torch.autocast("cpu", enabled=False):
-            whole = (_whole(states) for states in (query, key, value))
-            return torchs(*whole, *map(_whole, args), **{k: _whole(v) for k, v in kwargs.items()}).to(dtype)
-
-    functional.scaled_dot_product_attention = attend
-    try:
-        yield
-    finally:
-        functional.scaled_dot_product_attention = torchs
-
-
-def _half(query: Tensor) -> torch.dtype | None:
-    """Return the half-precision dtype that attention would run in on the CPU; None if it is another one or elsewhere."""
-    dtype = query.dtype
-    if dtype == torch.float32 and torch.is_autocast_enabled("cpu"):
-        dtype = torch.get_autocast_dtype("cpu")
-    return dtype if query.device.type == "cpu" and dtype in HALF else None
-
-
-def _whole(value: Any) -> Any:
-    """Return a half-precision tensor in fp32, and anything else as it is."""
-    return value.float() if isinstance(value, Tensor) and value.dtype in HALF else value
 
 
 def supports_packing(language_model: nn.Module) -> bool:

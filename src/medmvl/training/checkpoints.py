@@ -155,6 +155,10 @@ def whole_files(folder: Path) -> Iterator[Path]:
         yield aside
         seal(aside)
         (folder / CHECKSUMS).unlink(missing_ok=True)
+        for stale in folder.glob(
+            "model*.safetensors*"
+        ):  # of an attempt that was cut off; an index would win over one file
+            stale.unlink()
         for file in sorted(aside.iterdir(), key=lambda path: path.name == CHECKSUMS):
             file.replace(folder / file.name)
         sync_folder(folder)

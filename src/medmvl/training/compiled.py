@@ -16,8 +16,8 @@ from torch import nn
 BACKEND = "inductor"
 #: Lengths of rows between a power of two and the next one.
 STEPS = 4
-#: Forms of one layer that are kept; from 64 to 2 ** 22 tokens there are as many lengths.
-_FORMS = 64
+#: Forms of one layer that are kept; from 64 to 2 ** 22 tokens there are 65 lengths.
+_FORMS = 65
 
 
 def compile_layers(parts: dict[str, nn.Module]) -> int:

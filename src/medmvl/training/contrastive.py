@@ -119,7 +119,7 @@ def _unused(dual: DualEncoder) -> set[nn.Parameter]:
     ids = torch.zeros(1, 2, dtype=torch.int64, device=trained[0].device)
     training = encoder.training
     encoder.eval()  # draws no random numbers
-    with torch.enable_grad():
+    with torch.enable_grad(), torch.compiler.set_stance("force_eager"):
         pooled = pool_text(encoder, ids, None, dual.config.spec.text_pooling)
         gradients = torch.autograd.grad(pooled.float().sum(), trained, allow_unused=True)
     encoder.train(training)

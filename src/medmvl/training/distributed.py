@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -13,11 +14,19 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 
 from medmvl.models import MedMVLForConditionalGeneration
 
+#: The first process writes a finished checkpoint of any size while the others wait for it.
+PATIENCE = timedelta(hours=2)
+
+
+def several_processes() -> bool:
+    """Say whether torchrun or accelerate started more than this process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
 
 def join(cpu: bool) -> None:
     """Join the processes that torchrun or accelerate started together, if there are several."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
-        PartialState(cpu=cpu)
+    if several_processes() and not dist.is_initialized():
+        PartialState(cpu=cpu, timeout=PATIENCE)
 
 
 def is_main_process() -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from medmvl.data.mixture import Mixture
 from medmvl.data.sample import Sample
-from medmvl.errors import RecipeError
+from medmvl.errors import DataError, RecipeError
 from medmvl.imaging.feature_store import FeatureStore, weights_hash
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.models.tower import Tower
@@ -58,10 +58,18 @@ class StoredMedia:
         return encoded
 
     def _features(self, modality: str, path: str) -> Tensor:
-        features = self.stores[modality].get(media_key(path))
+        store = self.stores[modality]
+        try:
+            features = store.get(media_key(path))
+        except DataError:
+            store.forget_collections()
+            raise
         if features is None:
-            self.stores[modality].forget_collections()
-            raise RecipeError(f"{path} changed while its features were in use. Start the stage again with --resume.")
+            store.forget_collections()
+            raise RecipeError(
+                f"The stored features of {path} are missing, or it has changed since. The same command with --resume makes "
+                "them again and goes on."
+            )
         return features
 
 

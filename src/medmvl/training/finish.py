@@ -8,7 +8,7 @@ adapters are merged layer by layer. No process ever holds the model.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,8 @@ from medmvl.training.distributed import barrier, is_main_process
 from medmvl.training.recipe import Recipe, StageSection
 from medmvl.training.run_folder import RunFolder, save_finished
 from medmvl.training.stage import apply_stage
-from medmvl.training.state import ValueReader
-from medmvl.training.trainer import WEIGHTS, StageTrainer
+from medmvl.training.state import ValueReader, write_values
+from medmvl.training.trainer import BUFFERS, WEIGHTS, StageTrainer
 
 #: In a stage's folder, what its processes lay down for its finished checkpoint.
 PIECES = ".pieces.ranks"
@@ -59,6 +59,8 @@ def finish_stage(
     pieces = target / PIECES
     pieces.mkdir(parents=True, exist_ok=True)
     trainer.trained.write_weights(pieces, WEIGHTS)
+    if is_main_process() and (buffers := trainer.applied.buffers()):
+        write_values(pieces, BUFFERS, buffers)
     zero.leave()
     barrier()
     if is_main_process():
@@ -74,14 +76,16 @@ def write_consolidated(target: Path, source: Path, pieces: Path, stage: StageSec
     Args:
         target: the folder to write into.
         source: the checkpoint that the stage started from.
-        pieces: folder of the trained values, as `TrainedState.write_weights` of all processes wrote them.
+        pieces: folder of the trained values, as `TrainedState.write_weights` of all processes wrote them, and maybe of the
+            model's buffers.
 
     Raises:
         CheckpointError: if pieces and source do not make up the model.
     """
     config = MedMVLConfig.from_pretrained(source)
     expected = expected_tensors(config)
-    values = _Values(Weights(source), ValueReader(pieces, WEIGHTS), getattr(torch, stage.save_dtype))
+    names = [name for name in (WEIGHTS, BUFFERS) if any(pieces.glob(f"{name}*.safetensors"))]
+    values = _Values(Weights(source), [ValueReader(pieces, name) for name in names], getattr(torch, stage.save_dtype))
     entries = dict(_entries(_skeleton(config, stage), values, set(expected)))
     if missing := sorted(expected.keys() - entries.keys()):
         raise CheckpointError(f"{source} has no {missing[0]} (of {len(missing)} missing). Start the stage anew.")
@@ -93,18 +97,24 @@ def write_consolidated(target: Path, source: Path, pieces: Path, stage: StageSec
 
 
 class _Values:
-    """Weights by their names in the plain model: trained ones if there are, else those of the start."""
+    """Weights by their names in the plain model: those that training changed if there are, else those of the start."""
 
-    def __init__(self, start: Weights, trained: ValueReader, dtype: torch.dtype) -> None:
-        self.start, self.trained, self._dtype = start, trained, dtype
-        self.names = set(trained.names)
+    def __init__(self, start: Weights, changed: Sequence[ValueReader], dtype: torch.dtype) -> None:
+        self._start, self._dtype = start, dtype
+        self._changed = {name: reader for reader in changed for name in reader.names}
 
-    def finished(self, name: str) -> Tensor:
-        """Return a weight as the checkpoint holds it."""
-        value = self.trained[name] if name in self.names else self.start[name]
-        return self.cast(value)
+    def __contains__(self, name: str) -> bool:
+        return name in self._changed or name in self._start
 
-    def cast(self, value: Tensor) -> Tensor:
+    def __getitem__(self, name: str) -> Tensor:
+        return self._changed[name][name] if name in self._changed else self._start[name]
+
+    def entry(self, name: str, load: Callable[[], Tensor]) -> Entry:
+        """Return what writes the value of `load` under `name`, in the checkpoint's number format."""
+        shape = self._changed[name].shape(name) if name in self._changed else self._start.shape(name)
+        return Entry(name, shape, lambda: self._cast(load()))
+
+    def _cast(self, value: Tensor) -> Tensor:
         return value.to(self._dtype) if value.is_floating_point() else value
 
 
@@ -122,24 +132,20 @@ def _entries(skeleton: nn.Module, values: _Values, wanted: set[str]) -> Iterator
     for layer_name, layer in adapted.items():
         for weight, _ in layer.get_base_layer().named_parameters():
             name = f"{layer_name}.{weight}"
-            load = partial(_merged, layer_name, layer, weight, values)
-            yield name, Entry(name, values.start.shape(name), load)
+            yield name, values.entry(name, partial(_merged, layer_name, layer, weight, values))
     inside = tuple(f"{name}." for name in adapted)
     for name in wanted:
-        if not name.startswith(inside) and (name in values.start or name in values.names):
-            yield name, Entry(name, values.start.shape(name), partial(values.finished, name))
+        if not name.startswith(inside) and name in values:
+            yield name, values.entry(name, partial(values.__getitem__, name))
 
 
 def _merged(layer_name: str, layer: Any, weight: str, values: _Values) -> Tensor:
     """Return one weight (or bias) of a layer with its adapter merged; the layer is full for as long as that takes."""
-    plain = {key: f"{layer_name}.{key}" for key in layer.state_dict()}
-    state = {
-        key: values.trained[name] if name in values.names else values.start[name.replace(".base_layer.", ".")]
-        for key, name in plain.items()
-    }
+    names = {key: f"{layer_name}.{key}" for key in layer.state_dict()}
+    state = {key: values[name if name in values else name.replace(".base_layer.", ".")] for key, name in names.items()}
     layer.load_state_dict(state, assign=True)
     layer.merge(safe_merge=True)
     merged: Tensor = dict(layer.get_base_layer().named_parameters())[weight].detach()
     layer.merged_adapters.clear()
     layer.to("meta")
-    return values.cast(merged)
+    return merged

@@ -476,19 +476,8 @@ class Recipe(Section):
             if self.model.encoder_only and stage.objective != "contrastive":
                 raise ValueError(f"{at}: it needs a language model; give `model.llm`, or `objective: contrastive`")
             self._check_data(at, stage)
-            quantized = [n for n, part in stage.train.items() if part.mode == "lora" and part.lora.quantize]
-            if quantized and self.run.strategy != "ddp":
-                raise ValueError(
-                    f"{at}: train.{quantized[0]}.lora.quantize does not go with run.strategy {self.run.strategy}; use ddp"
-                )
-            if stage.compile and self.run.strategy == "zero3":
-                raise ValueError(f"{at}: `compile` does not go with run.strategy zero3; use fsdp")
-            if stage.precision == "fp16" and self.run.strategy == "fsdp":
-                raise ValueError(f"{at}: fp16 does not go with run.strategy fsdp; use bf16, or zero3")
-            if stage.optimizer == "muon" and stage.objective != "contrastive" and self.run.strategy != "ddp":
-                raise ValueError(
-                    f"{at}: muon needs whole matrices, which run.strategy {self.run.strategy} cuts; use ddp"
-                )
+            if stage.objective != "contrastive":  # whose model every device holds whole
+                self._check_strategy(at, stage)
             known = self.model.part_names()
             strange = [part for part in stage.train if known and part not in known]
             if strange:
@@ -503,6 +492,22 @@ class Recipe(Section):
                 raise ValueError(f"{at}: `from` names {source!r}, which does not come before it")
             earlier.append(stage.name)
         return self
+
+    def _check_strategy(self, at: str, stage: StageSection) -> None:
+        """Refuse what a strategy cannot do, or was never seen to do."""
+        strategy = self.run.strategy
+        only_whole = {
+            "lora.quantize": any(part.mode == "lora" and part.lora.quantize for part in stage.train.values()),
+            "precision: fp16": stage.precision == "fp16",
+            "optimizer: muon": stage.optimizer == "muon",
+        }
+        for setting, wanted in only_whole.items():
+            if wanted and strategy != "ddp":
+                raise ValueError(f"{at}: {setting} does not go with run.strategy {strategy}; use ddp")
+        if stage.optimizer == "adamw_8bit" and strategy in ("zero2", "zero3"):
+            raise ValueError(f"{at}: optimizer: adamw_8bit does not go with run.strategy {strategy}; use ddp or fsdp")
+        if stage.compile and strategy == "zero3":
+            raise ValueError(f"{at}: `compile` does not go with run.strategy zero3; use fsdp")
 
     def _check_data(self, at: str, stage: StageSection) -> None:
         names = [*(stage.data or []), *(stage.evaluate.data if stage.evaluate else [])]

@@ -23,13 +23,14 @@ from medmvl.processing import MedMVLProcessor
 from medmvl.processing.pairs import PairProcessor
 from medmvl.training import zero
 from medmvl.training.arguments import loss_kernel, stage_seed, training_arguments, use_cpu, with_zero
-from medmvl.training.attention import PACKED, attention, supports_packing, whole_attention_on_cpu
+from medmvl.training.attention import PACKED, attention, supports_packing
 from medmvl.training.augmentation import Augmenter
 from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler, StepShape, cost_of
 from medmvl.training.build import build
 from medmvl.training.callbacks import Bar, SaveAndStop, StageCallback, StepLog, StopSignal, TensorBoard
 from medmvl.training.checkpoints import newest_whole
-from medmvl.training.distributed import barrier, is_main_process, join, shard
+from medmvl.training.cpu import keep_few_kernels, whole_attention_on_cpu
+from medmvl.training.distributed import barrier, is_main_process, join, several_processes, shard
 from medmvl.training.features import StoredMedia, store_features
 from medmvl.training.finish import finish_stage
 from medmvl.training.muon import require_muon
@@ -102,7 +103,8 @@ def run_stage(recipe: Recipe, stage: StageSection, folder: RunFolder) -> None:
     if stage.template is not None:
         processor.with_template(stage.template)
     use_volume_cache(recipe, stage, processor)
-    applied = apply_stage(model, stage)
+    spread = recipe.run.strategy != "ddp" and several_processes()  # then the finished stage is put together from pieces
+    applied = apply_stage(model, stage, keep_originals=is_main_process() and not spread)
     mixture = build_mixture(recipe, stage)
     if is_main_process():
         print_stage(applied, stage)
@@ -231,7 +233,7 @@ def build_trainer(
     augment = Augmenter.of(changes, processor, stage_seed(recipe, stage)) if changes else None
     stored = stored_media(stage, folder, applied, processor, mixture, args) if stage.feature_cache else None
     if args.deepspeed is not None:
-        zero.prepare(applied.model, stored.stores if stored is not None else ())
+        zero.prepare(applied.model, stored.stores if stored is not None else (), zero.LEVELS[recipe.run.strategy])
     watch = None
     if stage.evaluate is not None:
         held_out = held_out_data(recipe, stage)
@@ -333,7 +335,10 @@ def prepare(recipe: Recipe) -> None:
         except ImportError as error:
             raise RecipeError(f"The plugin {module!r} cannot be imported: {error}.") from error
     hf_logging.disable_progress_bar()
-    join(cpu=use_cpu(recipe.run))
+    on_cpu = use_cpu(recipe.run)
+    if on_cpu:
+        keep_few_kernels()
+    join(cpu=on_cpu)
 
 
 @contextmanager

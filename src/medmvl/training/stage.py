@@ -68,6 +68,11 @@ class AppliedStage:
         """Return name -> parameter of all that trains, in a fixed order."""
         return {name: p for part in self.trained for name, p in part.parameters.items()}
 
+    def buffers(self) -> dict[str, Tensor]:
+        """Return name -> what a checkpoint holds beside weights and training changes: running statistics of batch norm."""
+        kept = self.model.state_dict().keys()
+        return {name: buffer for name, buffer in self.model.named_buffers() if name in kept}
+
     def rebind(self) -> None:
         """Find the parameters again after something (sharding) has put others in their places, of the same names."""
         now = dict(self.model.named_parameters())
@@ -99,8 +104,13 @@ class AppliedStage:
         return self.model
 
 
-def apply_stage(model: MedMVLForConditionalGeneration, stage: StageSection) -> AppliedStage:
+def apply_stage(
+    model: MedMVLForConditionalGeneration, stage: StageSection, *, keep_originals: bool = True
+) -> AppliedStage:
     """Freeze everything, then make trainable what the stage says, in place.
+
+    Args:
+        keep_originals: keep the full values of frozen weights that run in less, for `finish`.
 
     Raises:
         RecipeError: if the stage trains a part that the model lacks, or `only`/`targets` match nothing.
@@ -121,7 +131,7 @@ def apply_stage(model: MedMVLForConditionalGeneration, stage: StageSection) -> A
     for parameter in applied.trainable().values():
         parameter.data = parameter.data.float()  # the optimiser's master copy
     if stage.precision == "bf16":
-        _shrink_frozen(applied)
+        _shrink_frozen(applied, keep_originals)
     checkpoint_activations(model, stage.activation_checkpointing)  # type: ignore[arg-type]
     if stage.compile:
         compile_layers(available)
@@ -218,12 +228,13 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and not name.endswith("bias")
 
 
-def _shrink_frozen(applied: AppliedStage) -> None:
-    """Hold frozen fp32 weights in bf16, keeping their values on the CPU for `finish`."""
+def _shrink_frozen(applied: AppliedStage, keep_originals: bool) -> None:
+    """Hold frozen fp32 weights in bf16; their values are kept on the CPU if somebody will call `finish`."""
     for name, parameter in applied.model.named_parameters():
         plain = type(parameter) is nn.Parameter  # torchao's quantised weights say float32 and are not
         if not parameter.requires_grad and parameter.dtype == torch.float32 and plain:
-            applied.originals[name] = parameter.data.to("cpu", copy=True)
+            if keep_originals:
+                applied.originals[name] = parameter.data.to("cpu", copy=True)
             parameter.data = parameter.data.to(torch.bfloat16)
 
 

@@ -110,8 +110,8 @@ class ValueReader:
         return torch.cat(pieces) if len(pieces) > 1 and pieces[0].ndim else pieces[0]
 
 
-def load_weights(folder: Path, name: str, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Put values into parameters of the same names and shapes.
+def load_weights(folder: Path, name: str, parameters: Mapping[str, Tensor]) -> None:
+    """Put values into parameters or buffers of the same names and shapes.
 
     Raises:
         CheckpointError: if names or shapes differ.

@@ -40,7 +40,7 @@ from medmvl.training.watch import Average
 logger = logging.getLogger(__name__)
 
 #: Names of a checkpoint's files, see `medmvl.training.state`.
-WEIGHTS, OPTIMIZER, AVERAGE = "trainable", "optimizer", "average"
+WEIGHTS, BUFFERS, OPTIMIZER, AVERAGE = "trainable", "buffers", "optimizer", "average"
 STATE = "trainer_state.json"
 
 
@@ -309,6 +309,8 @@ class StageTrainer(Trainer):
     def _write_shared(self, folder: Path) -> None:
         """Write what is the same on every process."""
         self._save_scaler(str(folder))
+        if buffers := self.applied.buffers():
+            write_values(folder, BUFFERS, buffers)
         self.state.save_to_json(str(folder / STATE))
 
     @property
@@ -338,9 +340,11 @@ class StageTrainer(Trainer):
         """
         folder = Path(resume_from_checkpoint)
         self.trained.load_weights(folder, WEIGHTS)
+        if buffers := self.applied.buffers():
+            load_weights(folder, BUFFERS, buffers)
         if self.average is not None:
             self.average.start()
-            load_weights(folder, AVERAGE, self.average.values)  # type: ignore[arg-type]  # tensors do as well
+            load_weights(folder, AVERAGE, self.average.values)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         """Put a checkpoint's optimiser state back; where the schedule stands follows from the step."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from medmvl.errors import require
+from medmvl.errors import RecipeError, require
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.training.recipe import StageSection
 from medmvl.training.state import STATE_MARK, TrainedState, ValueReader, load_weights, matching, write_values
@@ -58,7 +58,7 @@ def settings(stage: StageSection, level: int) -> dict[str, Any]:
     }
 
 
-def prepare(model: MedMVLForConditionalGeneration, stored: Collection[str]) -> None:
+def prepare(model: MedMVLForConditionalGeneration, stored: Collection[str], level: int) -> None:
     """Make every process run the same modules in the same order, whatever its batches hold.
 
     DeepSpeed adds up the gradients that come first with those that come first, and in its third stage gathers the weights
@@ -66,7 +66,17 @@ def prepare(model: MedMVLForConditionalGeneration, stored: Collection[str]) -> N
 
     Args:
         stored: modalities whose encoder does not run, since its features are stored.
+        level: 2 or 3.
+
+    Raises:
+        RecipeError: if an encoder runs more often the more it is shown.
     """
+    for name in model.towers:
+        if level == 3 and getattr(model.config.tower(name).encoder_spec, "slices_per_pass", None):
+            raise RecipeError(
+                f"The {name} encoder takes `slices_per_pass` slices at once, so that it runs more often on one device than on "
+                "another, and run.strategy zero3 would wait for ever. Use fsdp, or an encoder with slices_per_pass: 0."
+            )
     # DeepSpeed 0.19 calls what torch 2.13 has renamed, several times in each step.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.\w+` is deprecated", FutureWarning)
     model.idle_inputs = {name: "features" if name in stored else "pixels" for name in model.towers}
@@ -114,9 +124,12 @@ class ZeroState(TrainedState):
 
     def write_optimizer(self, folder: Path, name: str) -> None:
         """Write this process's piece of Adam's state."""
+        # Adam's step count is the same everywhere; there is none before a step was taken.
+        step = next((state["step"] for state in self._zeros.optimizer.state.values() if "step" in state), None)
+        if step is None:
+            write_values(folder, name, {}, *self._place)
+            return
         self._link()
-        # Adam's step count is the same everywhere.
-        step = next(state["step"] for state in self._zeros.optimizer.state.values() if "step" in state)
         values = {f"{key}{STATE_MARK}step": step.clone() for key in self.parameters}
         for moment in MOMENTS:
             pieces = self._gathered(partial(self._api.safe_get_full_optimizer_state, optim_state_key=moment))
