@@ -12,11 +12,13 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
+import pytest
 import torch
 
 from medmvl.training.run import train
@@ -62,6 +64,26 @@ class TrainingProcess:
     def wait(self) -> int | None:
         self._process.join(_PATIENCE)
         return self._process.exitcode
+
+
+class Killed(BaseException):
+    """Stands for a kill where the process itself must survive to go on testing."""
+
+
+@contextmanager
+def killed_before_step(step: int, stage: str | None = None) -> Iterator[None]:
+    """Let the run in the block end, as by a kill, when so many steps (of a stage, or of the first one) are done."""
+    original = StageTrainer.training_step
+
+    def die(self: StageTrainer, *args: object, **kwargs: object) -> torch.Tensor:
+        if self.state.global_step == step and stage in (None, Path(self.args.output_dir).parent.name):
+            raise Killed
+        return original(self, *args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StageTrainer, "training_step", die)
+        with pytest.raises(Killed):
+            yield
 
 
 def train_until(step: int, recipe: dict, out: Path) -> None:

@@ -23,7 +23,7 @@ from medmvl.training.recipe_io import dump_recipe, load_recipe
 from medmvl.training.run import TrainingInterruptedError, train
 from medmvl.training.run_folder import read_log
 from medmvl.training.trainer import StageTrainer
-from processes import TrainingProcess, in_two_processes
+from processes import TrainingProcess, in_two_processes, killed_before_step
 
 from .conftest import MODEL, turns
 from .test_resume import run_with_kills
@@ -176,24 +176,6 @@ def test_dropout_is_the_same_in_both_runs_of_a_micro_batch(contrastive, tmp_path
 # --- kept, resumed, handed on -------------------------------------------------------------------------------------
 
 
-class Killed(BaseException):
-    """Stands for a kill where the process itself must survive to go on testing."""
-
-
-def killed_at(step, settings, folder, stage="s0"):
-    original = StageTrainer.training_step
-
-    def die(self, *args, **kwargs):
-        if self.state.global_step == step and stage in self.args.output_dir:
-            raise Killed
-        return original(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StageTrainer, "training_step", die)
-        with pytest.raises(Killed):
-            train(settings, folder)
-
-
 @pytest.mark.parametrize("size", [None, 3])
 def test_a_killed_stage_resumes_exactly(contrastive, tmp_path, size):
     text = copy.deepcopy(TEXT)
@@ -201,7 +183,8 @@ def test_a_killed_stage_resumes_exactly(contrastive, tmp_path, size):
     first = stage_of("volume", max_steps=6, save_every=2, micro_batch_size=size, ema=0.5, contrastive={"text": text})
     settings = contrastive(first, {"max_steps": 2, "data": ["volume"], "train": {"volume_connector": "full"}})
     train(settings, tmp_path / "whole")
-    killed_at(5, settings, tmp_path / "run")
+    with killed_before_step(5, "s0"):
+        train(settings, tmp_path / "run")
     assert not (tmp_path / "run" / "s0" / "encoder").exists()
     train(settings, tmp_path / "run", resume=True)
     whole, resumed = ([row["loss"] for row in read_log(tmp_path / name / "log.jsonl")] for name in ("whole", "run"))

@@ -15,8 +15,7 @@ from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
 from medmvl.training.state import STATE_MARK
-from medmvl.training.trainer import StageTrainer
-from processes import in_two_processes
+from processes import in_two_processes, killed_before_step
 
 from .conftest import CONNECTORS
 
@@ -106,7 +105,7 @@ def test_a_run_gives_momentum_to_matrices_and_moments_to_the_rest(recipe, tmp_pa
     assert not kinds["momentum_buffer"] & kinds["exp_avg"]
 
 
-def test_a_run_resumes_exactly(recipe, tmp_path, monkeypatch):
+def test_a_run_resumes_exactly(recipe, tmp_path):
     lora = {"train": {"llm": {"mode": "lora", "lora": {"r": 2}}, **CONNECTORS}}
     settings = recipe(
         {"optimizer": "muon", "max_steps": 4, "save_every": 2},
@@ -114,25 +113,10 @@ def test_a_run_resumes_exactly(recipe, tmp_path, monkeypatch):
     )
     train(settings, tmp_path / "whole")
 
-    class Killed(BaseException):
-        pass
-
-    original, kills = StageTrainer.training_step, []
-
-    def die(self, *args, **kwargs):
-        parts = [part.name for part in self.applied.trained]
-        if self.state.global_step == 3 and parts not in kills:
-            kills.append(parts)
-            raise Killed
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StageTrainer, "training_step", die)
-        for _ in range(2):  # in the full stage, and in the one with adapters
-            with pytest.raises(Killed):
-                train(settings, tmp_path / "run", resume=True)
+    for stage in ("s0", "s1"):  # in the full stage, and in the one with adapters
+        with killed_before_step(3, stage):
+            train(settings, tmp_path / "run", resume=True)
     train(settings, tmp_path / "run", resume=True)
-    assert len(kills) == 2
     logs = [read_log(tmp_path / name / "log.jsonl") for name in ("whole", "run")]
     assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]
     weights, others = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "run"))

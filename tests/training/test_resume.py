@@ -33,7 +33,7 @@ from medmvl.training.recipe_io import dump_recipe, load_recipe
 from medmvl.training.run import TrainingInterruptedError, train
 from medmvl.training.run_folder import read_log
 from medmvl.training.trainer import StageTrainer
-from processes import TrainingProcess
+from processes import TrainingProcess, killed_before_step
 
 from .conftest import CONNECTORS
 
@@ -83,23 +83,10 @@ def uninterrupted(settings, tmp_path_factory):
     return folder
 
 
-class Killed(BaseException):
-    """Stands for a kill where the process itself must survive to go on testing."""
-
-
-@pytest.mark.parametrize(("stage", "step"), [(0, 4), (1, 3)])
-def test_an_interrupted_run_resumes_exactly(settings, uninterrupted, tmp_path, monkeypatch, stage, step):
-    original = StageTrainer.training_step
-
-    def die(self, *args, **kwargs):
-        if self.state.global_step == step and len(self.applied.trained) == (5 if stage == 0 else 3):
-            raise Killed
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StageTrainer, "training_step", die)
-        with pytest.raises(Killed):
-            train(settings, tmp_path / "run")
+@pytest.mark.parametrize(("stage", "step"), [("s0", 4), ("s1", 3)])
+def test_an_interrupted_run_resumes_exactly(settings, uninterrupted, tmp_path, stage, step):
+    with killed_before_step(step, stage):
+        train(settings, tmp_path / "run")
     train(settings, tmp_path / "run", resume=True)
     assert_same_run(uninterrupted, tmp_path / "run")
 
@@ -116,18 +103,9 @@ def test_loader_processes_do_not_change_the_course(settings, uninterrupted, tmp_
     assert_same_run(uninterrupted, tmp_path / "run")
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(settings, uninterrupted, tmp_path, monkeypatch, caplog):
-    original = StageTrainer.training_step
-
-    def die(self, *args, **kwargs):
-        if self.state.global_step == 5:
-            raise Killed
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StageTrainer, "training_step", die)
-        with pytest.raises(Killed):
-            train(settings, tmp_path / "run")
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(settings, uninterrupted, tmp_path, caplog):
+    with killed_before_step(5):
+        train(settings, tmp_path / "run")
     folder = tmp_path / "run" / "s0" / "checkpoints"
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-2", "checkpoint-4"]
     optimizer = folder / "checkpoint-4" / "optimizer.safetensors"
@@ -158,25 +136,12 @@ def test_a_stop_request_saves_and_ends(settings, uninterrupted, tmp_path, monkey
 
 def test_a_checkpoint_of_another_stage_is_refused(settings, tmp_path):
     first = load_recipe(settings, ["stages.s0.max_steps=3"])
-    with pytest.raises(Killed):
-        _killed_at(first, tmp_path / "run", 2)
+    with killed_before_step(2):
+        train(first, tmp_path / "run")
     other = load_recipe(first, ["stages.s0.train={llm: full}"])
     write_text(tmp_path / "run" / "recipe.yaml", dump_recipe(other))
     with pytest.raises(CheckpointError, match="trains other weights"):
         train(other, tmp_path / "run", resume=True)
-
-
-def _killed_at(recipe, folder, step):
-    original = StageTrainer.training_step
-
-    def die(self, *args, **kwargs):
-        if self.state.global_step == step:
-            raise Killed
-        return original(self, *args, **kwargs)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StageTrainer, "training_step", die)
-        train(recipe, folder)
 
 
 # --- real kills ---------------------------------------------------------------------------------------------------

@@ -17,6 +17,7 @@ from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
 from medmvl.training.trainer import StageTrainer
+from processes import killed_before_step
 
 from .conftest import CONNECTORS, EVERYTHING, RESNET
 
@@ -127,22 +128,13 @@ def test_a_run_that_never_took_a_step_is_begun_anew(recipe, tmp_path, monkeypatc
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_running_statistics_train_with_their_encoder_and_are_part_of_a_resumed_run(recipe, tmp_path, monkeypatch):
+def test_running_statistics_train_with_their_encoder_and_are_part_of_a_resumed_run(recipe, tmp_path):
     parts = {"image_encoder": "full", "image_connector": "full"}
     described = recipe({"train": parts, "max_steps": 4, "save_every": 2})
     described["model"]["image"]["encoder"] = RESNET
     train(described, tmp_path / "whole")
-    step = StageTrainer.training_step
-
-    def die(self, *args, **kwargs):
-        if self.state.global_step == 3:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(StageTrainer, "training_step", die)
-        with pytest.raises(KeyboardInterrupt):
-            train(described, tmp_path / "cut")
+    with killed_before_step(3):
+        train(described, tmp_path / "cut")
     train(described, tmp_path / "cut", resume=True)
     start, whole, cut = (weights(tmp_path / name) for name in ("whole/init", "whole/model", "cut/model"))
     means = [name for name in whole if name.endswith("running_mean")]
