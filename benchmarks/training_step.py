@@ -356,7 +356,7 @@ def main() -> None:
         usable = [name for name in usable if VARIANTS[name][0] != "trl"]
     facts = {"date": datetime.now(UTC).date().isoformat(), "size": arguments.size, "machine": platform.machine()}
     facts |= {"cores": os.cpu_count(), "threads": arguments.threads, "load at the start": f"{os.getloadavg()[0]:.1f}"}
-    facts |= {"epochs": arguments.epochs, "model": str(SIZES[arguments.size])}
+    facts |= {"epochs": f"{arguments.epochs} (lever by lever: 1)", "model": str(SIZES[arguments.size])}
     facts |= {name: version(name) for name in ("medmvl", "torch", "transformers")}
     arguments.out.mkdir(parents=True, exist_ok=True)
     stem = arguments.out / f"{facts['date']}-training-step-{arguments.size}"

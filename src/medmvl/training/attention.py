@@ -1,9 +1,9 @@
 """Attention within the samples of a packed row.
 
 A packed row needs two things: positions that begin anew with each sample (`medmvl.training.packing`), and attention that
-stays within a sample. The second is an attention function of our own, registered with transformers: on CUDA in half precision torch's
-variable-length flash attention, one kernel for the whole row; elsewhere segment by segment. No mask of the size of the
-row squared is ever made. Loss and gradients equal those of padded rows (tested to 1e-5).
+stays within a sample. The second is an attention function of our own, registered with transformers: on CUDA in half
+precision, without dropout, torch's variable-length flash attention, one kernel for the whole row; elsewhere segment by
+segment. No mask of the size of the row squared is ever made. Loss and gradients equal those of padded rows (tested to 1e-5).
 
 A trap this avoids: with reset positions alone and an LLM that is left to build its key-value cache, transformers
 attends causally over the whole row, without a word.

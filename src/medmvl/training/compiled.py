@@ -45,7 +45,7 @@ def repeated_layers(part: nn.Module) -> Iterator[nn.Module]:
 
 
 def rounded(length: int) -> int:
-    """Return the smallest of the few lengths that holds `length`: 64, 80, 96, 112, 128, 160, ...; at most a quarter more."""
+    """Return the smallest of the few lengths that holds `length`: 64, 80, 96, 112, 128, 160, ...; above 64 at most a quarter more."""
     if length <= 64:
         return 64
     step = 2 ** (length - 1).bit_length() // (2 * STEPS)

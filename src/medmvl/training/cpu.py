@@ -31,7 +31,7 @@ def whole_attention_on_cpu() -> Iterator[None]:
     """For a while let attention of half-precision inputs on the CPU run in fp32, also under autocast.
 
     torch's flash attention for CPUs has a slow backward pass in half precision: 1.2 to 3 times that of fp32 (torch 2.13,
-    AVX-512 with bf16; `benchmarks/training_step.py` shows what it means for a step). Results are the more exact ones.
+    AVX-512 with bf16; `benchmarks/training_step.py` shows what it means for a step). Results are more exact.
     Torch's function itself is exchanged: it is the one door through which every model attends, and a layer that is
     computed again in the backward pass must find the same behind it.
     """

@@ -44,13 +44,13 @@ def shard(model: MedMVLForConditionalGeneration, device: torch.device, dtype: to
     """Spread a model's weights over all processes (FSDP2), in place: each layer of the LLM, and the rest as one unit.
 
     It is done by hand because `Trainer` with its FSDP settings runs plain DDP on CPUs, and says nothing. The towers stay
-    in the outer unit, so that a batch without images finds their weights whole and no process waits for another.
+    in the outer unit, so that a batch without images finds their weights whole and no process waits for another. Each unit
+    moves to the device as it is cut, so that the model is never whole there.
 
     Args:
         device: of this process.
         dtype: what weights are gathered in, None for their own; gradients are reduced in fp32.
     """
-    model.to(device)
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
     settings: dict[str, Any] = {"mesh": mesh, "mp_policy": policy}

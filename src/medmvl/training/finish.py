@@ -2,7 +2,7 @@
 
 Where the weights are spread over processes, the folder is put together from their pieces, one shard of it in memory at
 a time: what trained is read from the pieces, what did not from the checkpoint that the stage started from, and LoRA
-adapters are merged layer by layer. No process ever holds the model.
+adapters are merged layer by layer. No process holds the model for that.
 """
 
 from __future__ import annotations

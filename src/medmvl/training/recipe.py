@@ -303,14 +303,14 @@ class StageSection(Section):
     """Decoupled weight decay; never applied to biases and norms."""
     optimizer: Literal["adamw", "adamw_8bit", "muon"] = "adamw"
     """muon moves the matrices of linear layers by Muon, the rest by AdamW (torch 2.9 or later, run.strategy ddp); from random
-    weights it learns more in as many steps. adamw_8bit needs a CUDA device and bitsandbytes (extra `quantize`)."""
+    weights it learns more in as many steps. adamw_8bit needs a CUDA device and bitsandbytes (extra `quantize`), and ddp or fsdp."""
     betas: tuple[Fraction, Fraction] = (0.9, 0.999)
     """Adam's decay rates."""
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Gradients are clipped to this norm; 0 does not clip."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Autocast; trained weights keep an fp32 master copy, frozen parts are held in bf16 with bf16.
-    fp16 is for accelerators without bf16."""
+    fp16 is for accelerators without bf16, and `strategy: ddp` only."""
     packing: bool = True
     """Lay the samples of a micro-batch end to end instead of padding them; exact, samples do not see each other."""
     supervised_logits: bool = True
@@ -330,7 +330,8 @@ class StageSection(Section):
     """`torch.compile` the layers of encoders and LLM, and pad rows to one of a few lengths, so that compiled forms are used
     again; for CUDA. Not with `strategy: zero3`."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Keep an exponential moving average of the trained weights with this decay; the stage ends with the average."""
+    """Keep an exponential moving average of the trained weights with this decay; the stage ends with the average. Not with
+    `strategy: zero2` or `zero3`."""
     evaluate: EvaluateSection | None = None
     """Look at held-out data while training."""
     save_every: Count = 500

@@ -1,8 +1,8 @@
 """Weights and optimiser state on disk, by parameter name, whole or in the shards of several processes.
 
 Everything is safetensors: no pickle. A value that is spread over processes is cut along its first axis (FSDP2 does it
-so; for DeepSpeed see `medmvl.training.zero`), and each process writes its piece; a reader joins the pieces one value at a time, so the number of processes may differ between writing
-and reading.
+so; for DeepSpeed see `medmvl.training.zero`), and each process writes its piece; a reader joins the pieces one value at a
+time, so the number of processes may differ between writing and reading.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ def settings(stage: StageSection, level: int) -> dict[str, Any]:
 def prepare(model: MedMVLForConditionalGeneration, stored: Collection[str], level: int) -> None:
     """Make every process run the same modules in the same order, whatever its batches hold.
 
-    DeepSpeed adds up the gradients that come first with those that come first, and in its third stage gathers the weights
-    of a module when it is entered.
+    DeepSpeed reduces gradients in the order in which they come, and in its third stage gathers the weights of a module when
+    it is entered.
 
     Args:
         stored: modalities whose encoder does not run, since its features are stored.
