@@ -232,9 +232,7 @@ class StageTrainer(Trainer):
     def _loss_scale(self) -> float:
         """Return what fp16's loss scaler multiplies the loss by; 1 without one."""
         scaler: Any = self.accelerator.scaler
-        if scaler is not None:
-            return float(scaler.get_scale())
-        return float(getattr(zero.zero_optimizer(self.optimizer), "loss_scale", 1.0))
+        return float(scaler.get_scale()) if scaler is not None else 1.0
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Return the optimiser with its groups per part."""

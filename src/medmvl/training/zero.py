@@ -54,7 +54,6 @@ def settings(stage: StageSection, level: int) -> dict[str, Any]:
         },
         "zero_allow_untested_optimizer": True,
         "bf16": {"enabled": stage.precision == "bf16"},
-        "fp16": {"enabled": stage.precision == "fp16"},
     }
 
 
