@@ -71,15 +71,14 @@ def _draw_image(item: Item, path: Path, more: int) -> Picture:
 
 
 def _draw_boxes(drawn: PILImage.Image, item: Item) -> None:
-    """Draw reference boxes (green) and predicted boxes (orange) on the resized picture."""
+    """Draw the box that is asked about, or else the reference boxes (green), and predicted boxes (orange)."""
     try:
         size = image_size(item)
     except EvaluationError:
         return  # not a record with boxes
     canvas = ImageDraw.Draw(drawn)
-    shown = [(TRUTH_COLOUR, reference_boxes(item))] if is_located(item) else []
-    shown += [(TRUTH_COLOUR, parse_boxes(item.question, size)), (PREDICTED_COLOUR, parse_boxes(item.prediction, size))]
-    for colour, boxes in shown:
+    true = parse_boxes(item.question, size) or (reference_boxes(item) if is_located(item) else [])
+    for colour, boxes in ((TRUTH_COLOUR, true), (PREDICTED_COLOUR, parse_boxes(item.prediction, size))):
         for box in boxes:
             canvas.rectangle(_on_canvas(box, size, drawn.size), outline=colour, width=2)
 
