@@ -165,3 +165,11 @@ def test_asking_about_a_missing_volume_says_so_before_the_model_is_loaded(medmvl
     status, _, err = medmvl("ask", "--model", tmp_path / "no-model", "--volume", tmp_path / "gone.nii.gz", "What?")
     assert status == 2
     assert "gone.nii.gz does not exist" in err
+
+
+def test_no_bars_are_written_into_a_log(model_folder):
+    command = [sys.executable, "-m", "medmvl", "ask", "--model", model_folder, "--max-new-tokens", "1", "What?"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == [
+        "No picture was given (--image, --volume): the model answers without seeing anything."
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -57,6 +58,8 @@ def main() -> None:
     """Run the command line. `--debug` anywhere on it shows the traceback of a user's mistake as well."""
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # libraries' bars are for people; in a log they are noise
     try:
         app(args=arguments)
     except MedMVLError as error:
