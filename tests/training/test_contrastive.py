@@ -176,6 +176,16 @@ def test_dropout_is_the_same_in_both_runs_of_a_micro_batch(contrastive, tmp_path
 # --- kept, resumed, handed on -------------------------------------------------------------------------------------
 
 
+def test_a_stage_that_never_took_a_step_is_begun_anew(contrastive, tmp_path):
+    stage = stage_of("volume", max_steps=1)
+    with killed_before_step(0):
+        train(contrastive(stage), tmp_path / "run")
+    train(contrastive(stage) | {"seed": 9}, tmp_path / "run")
+    train(contrastive(stage) | {"seed": 9}, tmp_path / "other")
+    runs = [load_file(tmp_path / name / "s0" / "encoder" / "model.safetensors") for name in ("run", "other")]
+    assert all(torch.equal(runs[0][key], value) for key, value in runs[1].items())
+
+
 @pytest.mark.parametrize("size", [None, 3])
 def test_a_killed_stage_resumes_exactly(contrastive, tmp_path, size):
     text = copy.deepcopy(TEXT)

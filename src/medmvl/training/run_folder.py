@@ -88,7 +88,9 @@ class RunFolder:
             RecipeError: if a run is there already and `resume` is not set, or it was started with another recipe.
         """
         if self.recipe.is_file() and not resume and self._nothing_done:
-            shutil.rmtree(self.init, ignore_errors=True)
+            # What such a run had built; a contrastive stage builds its start beside its checkpoints.
+            for built in (self.init, *(folder / "checkpoints" for folder in self._stages())):
+                shutil.rmtree(built, ignore_errors=True)
         elif self.recipe.is_file():
             if not resume:
                 raise RecipeError(
