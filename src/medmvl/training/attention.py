@@ -23,11 +23,11 @@ from torch.nn import functional
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
+from medmvl.training.cpu import HALF
+
 #: Name under which transformers finds `packed_attention`. It has no mask function on purpose: transformers then
 #: builds no mask.
 PACKED = "medmvl_packed"
-
-HALF = (torch.float16, torch.bfloat16)
 
 
 @torch.compiler.disable  # its loop and kernels are made for the segments of one batch, which never come again

@@ -221,8 +221,8 @@ def build_trainer(
     args = training_arguments(recipe, stage, folder, steps)
     shape = StepShape.of(stage.batch_size, stage.micro_batch_size, args.world_size)
     args.gradient_accumulation_steps = shape.accumulation
-    level = zero.LEVELS.get(recipe.run.strategy)
-    if level is not None and args.world_size > 1:
+    level = zero.LEVELS.get(recipe.run.strategy) if args.world_size > 1 else None
+    if level is not None:
         args = with_zero(args, stage, level)
     args._n_gpu = min(args.n_gpu, 1)  # several GPUs in one process would mean DataParallel; torchrun is the way
     sampler = StepSampler(
@@ -232,8 +232,8 @@ def build_trainer(
     changes = stage.augment.settings() if stage.augment is not None else {}
     augment = Augmenter.of(changes, processor, stage_seed(recipe, stage)) if changes else None
     stored = stored_media(stage, folder, applied, processor, mixture, args) if stage.feature_cache else None
-    if args.deepspeed is not None:
-        zero.prepare(applied.model, stored.stores if stored is not None else (), zero.LEVELS[recipe.run.strategy])
+    if level is not None:
+        zero.prepare(applied.model, stored.stores if stored is not None else (), level)
     watch = None
     if stage.evaluate is not None:
         held_out = held_out_data(recipe, stage)

@@ -36,6 +36,9 @@ class TrainedState:
         parameters: name -> parameter, of all that trains.
         optimizer: torch's; None before there is one.
         rank, world: this process among all.
+
+    Attributes:
+        place: (rank, world) of the pieces that are written; (0, 1) of whole values.
     """
 
     def __init__(
@@ -46,7 +49,7 @@ class TrainedState:
         world: int = 1,
     ) -> None:
         self.parameters, self._optimizer = parameters, optimizer
-        self._place = (rank, world) if self.cut else (0, 1)
+        self.place = (rank, world) if self.cut else (0, 1)
 
     @property
     def cut(self) -> bool:
@@ -55,12 +58,12 @@ class TrainedState:
 
     def write_weights(self, folder: Path, name: str) -> None:
         """Write the weights, or this process's piece of them."""
-        write_values(folder, name, self.parameters, *self._place)
+        write_values(folder, name, self.parameters, *self.place)
 
     def write_optimizer(self, folder: Path, name: str) -> None:
         """Write the optimiser's state, or this process's piece of it."""
         assert self._optimizer is not None
-        write_values(folder, name, optimizer_values(self._optimizer, self.parameters), *self._place)
+        write_values(folder, name, optimizer_values(self._optimizer, self.parameters), *self.place)
 
     def load_weights(self, folder: Path, name: str) -> None:
         """Put a checkpoint's weights into the model; every name and shape must be the same.

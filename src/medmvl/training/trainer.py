@@ -166,9 +166,8 @@ class StageTrainer(Trainer):
             MedMVLError: if a record of the step cannot be used.
         """
         schedule: Any = self.lr_scheduler
-        if (
-            schedule.last_epoch != self.state.global_step
-        ):  # it is not moved on after a step that fp16's scaler passed over
+        # It is not moved on after a step that fp16's scaler passed over.
+        if schedule.last_epoch != self.state.global_step:
             self._follow_schedule()
         batches = list(islice(epoch_iterator, num_batches))
         for batch in batches:
@@ -301,8 +300,7 @@ class StageTrainer(Trainer):
         trained.write_weights(folder, WEIGHTS)
         trained.write_optimizer(folder, OPTIMIZER)
         if self.average is not None:
-            place = (self.args.process_index, self.args.world_size) if trained.cut else (0, 1)
-            write_values(folder, AVERAGE, self.average.values, *place)
+            write_values(folder, AVERAGE, self.average.values, *trained.place)
 
     def _write_shared(self, folder: Path) -> None:
         """Write what is the same on every process."""

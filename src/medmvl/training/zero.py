@@ -20,7 +20,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from medmvl.errors import RecipeError, require
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.training.recipe import StageSection
-from medmvl.training.state import STATE_MARK, TrainedState, ValueReader, load_weights, matching, write_values
+from medmvl.training.state import STATE_MARK, TrainedState, ValueReader, matching, write_values
 
 #: Adam's moments, by torch's names.
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -109,7 +109,7 @@ class ZeroState(TrainedState):
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], zeros: Any, rank: int, world: int) -> None:
         super().__init__(parameters, None, rank, world)
-        self._zeros, self._place = zeros, (rank, world)
+        self._zeros = zeros
         self._api = require("deepspeed.utils", "deepspeed")
 
     @property
@@ -119,21 +119,21 @@ class ZeroState(TrainedState):
 
     def write_weights(self, folder: Path, name: str) -> None:
         """Write this process's piece of the fp32 weights."""
-        write_values(folder, name, dict(self._gathered(self._api.safe_get_full_fp32_param)), *self._place)
+        write_values(folder, name, dict(self._gathered(self._api.safe_get_full_fp32_param)), *self.place)
 
     def write_optimizer(self, folder: Path, name: str) -> None:
         """Write this process's piece of Adam's state."""
         # Adam's step count is the same everywhere; there is none before a step was taken.
         step = next((state["step"] for state in self._zeros.optimizer.state.values() if "step" in state), None)
         if step is None:
-            write_values(folder, name, {}, *self._place)
+            write_values(folder, name, {}, *self.place)
             return
         self._link()
         values = {f"{key}{STATE_MARK}step": step.clone() for key in self.parameters}
         for moment in MOMENTS:
             pieces = self._gathered(partial(self._api.safe_get_full_optimizer_state, optim_state_key=moment))
             values |= {f"{key}{STATE_MARK}{moment}": piece for key, piece in pieces}
-        write_values(folder, name, values, *self._place)
+        write_values(folder, name, values, *self.place)
 
     def load_weights(self, folder: Path, name: str) -> None:
         """Put a checkpoint's weights into the model and into the fp32 copies.
@@ -141,19 +141,17 @@ class ZeroState(TrainedState):
         Raises:
             CheckpointError: if the checkpoint holds other weights than this stage trains.
         """
-        if not _spread(self.parameters):
-            load_weights(folder, name, self.parameters)
         reader = matching(folder, name, {key: _shape(p) for key, p in self.parameters.items()})
         for key, parameter in self.parameters.items():
             value = reader[key].to(parameter.device)
-            if not hasattr(parameter, "ds_tensor"):
-                self._api.safe_set_full_fp32_param(parameter, value)
-                continue
-            piece = self._flat_piece(parameter, value)
-            self._api.safe_set_local_fp32_param(parameter, piece)
-            parameter.ds_tensor.data.copy_(piece)
-            if parameter.numel():  # a small one, which DeepSpeed keeps whole
+            if parameter.numel():  # all in the second stage, small ones in the third
                 parameter.data.copy_(value)
+            if hasattr(parameter, "ds_tensor"):
+                piece = self._flat_piece(parameter, value)
+                self._api.safe_set_local_fp32_param(parameter, piece)
+                parameter.ds_tensor.data.copy_(piece)
+            else:
+                self._api.safe_set_full_fp32_param(parameter, value)
 
     def load_optimizer(self, folder: Path, name: str) -> None:
         """Put a checkpoint's state into Adam."""
@@ -175,7 +173,7 @@ class ZeroState(TrainedState):
 
     def _gathered(self, get: Callable[[nn.Parameter], Tensor]) -> Iterator[tuple[str, Tensor]]:
         """Yield this process's piece of what `get` gathers for each parameter; cut as FSDP2 does."""
-        rank, world = self._place
+        rank, world = self.place
         for key, parameter in self.parameters.items():
             whole = get(parameter).detach()
             piece = whole.tensor_split(world)[rank] if whole.ndim else whole
@@ -183,7 +181,7 @@ class ZeroState(TrainedState):
 
     def _flat_piece(self, parameter: Any, value: Tensor) -> Tensor:
         """Return the part of a value that this process holds in the third stage: of the flat one, padded at its end."""
-        rank, size = self._place[0], parameter.ds_tensor.numel()
+        rank, size = self.place[0], parameter.ds_tensor.numel()
         flat = value.flatten().float()[rank * size : (rank + 1) * size]
         return nn.functional.pad(flat, (0, size - len(flat)))
 
@@ -195,10 +193,6 @@ class ZeroState(TrainedState):
         if hasattr(self._zeros, "_lazy_init_hp_params_optimizer_state"):
             self._zeros._hp_optimizer_states_linked = False
             self._zeros._lazy_init_hp_params_optimizer_state()
-
-
-def _spread(parameters: Mapping[str, nn.Parameter]) -> bool:
-    return any(hasattr(parameter, "ds_tensor") for parameter in parameters.values())
 
 
 def _shape(parameter: Any) -> tuple[int, ...]:
