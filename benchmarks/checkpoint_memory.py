@@ -4,7 +4,7 @@
 
 Writes a checkpoint in the MedM-VL reference layout (Qwen2 with the given size of random bfloat16 weights in shards, SigLIP, an
 MLP), converts it, loads the result and lets it answer, and puts the finished checkpoint of a LoRA stage together from the
-pieces of two processes, each in a process of its own, and removes everything again. Two peaks are read: everything resident (VmHWM), mapped files included, which the kernel may drop at any time; and anonymous memory
+pieces of two processes, each in a separate process, and removes everything again. Two peaks are read: everything resident (VmHWM), mapped files included, which the kernel may drop at any time; and anonymous memory
 (RssAnon, sampled every 5 ms), which it may not. What the interpreter and its libraries held before the work began is subtracted
 from both and given apart. Linux only.
 """
@@ -108,7 +108,7 @@ def measure(work: Callable[[], Any]) -> dict[str, float]:
             peak[0] = max(peak[0], status("RssAnon"))
             time.sleep(0.005)
 
-    Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset VmHWM
     base = status("VmRSS")
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -156,25 +156,24 @@ def consolidation(folder: Path) -> Callable[[], Any]:
     import torch
 
     from medmvl.models import MedMVLConfig, MedMVLForConditionalGeneration
-    from medmvl.training.finish import write_consolidated
-    from medmvl.training.recipe import StageSection
-    from medmvl.training.stage import apply_stage
-    from medmvl.training.state import write_values
-    from medmvl.training.trainer import WEIGHTS
+    from medmvl.training.engine.consolidate import write_consolidated
+    from medmvl.training.engine.state import WEIGHTS, write_values
+    from medmvl.training.engine.trainable import Adaptation, freeze_and_adapt
+    from medmvl.training.recipe import LanguageStage
 
     described = {"name": "lora", "train": {"llm": "lora", "image_connector": "full"}, "lr": 1e-4, "epochs": 1}
-    stage = StageSection.model_validate({**described, "save_dtype": "bfloat16"})
+    adaptation = Adaptation.of(LanguageStage.model_validate(described))
     source, pieces, target = (folder / name for name in ("converted", "pieces", "together"))
     with torch.device("meta"):
         model = MedMVLForConditionalGeneration(MedMVLConfig.from_pretrained(source))
-        trained = apply_stage(model, stage).trainable()
+        trained = freeze_and_adapt(model, adaptation).trainable()
     for made in (pieces, target):
         made.mkdir()
     for rank in range(2):
         values = {name: torch.randn(p.shape).mul_(0.01).tensor_split(2)[rank] for name, p in trained.items()}
         write_values(pieces, WEIGHTS, values, rank, 2)
         del values
-    return lambda: write_consolidated(target, source, pieces, stage)
+    return lambda: write_consolidated(target, source, pieces, adaptation, "bfloat16")
 
 
 # --- the table

@@ -1,11 +1,11 @@
-"""Training at true size on a GPU, beside stock parts: SigLIP-base-256, an MLP, Qwen2.5-3B, random weights, bf16.
+"""Training at true size on a GPU, compared with stock parts: SigLIP-base-256, an MLP, Qwen2.5-3B, random weights, bf16.
 
     python benchmarks/gpu_training.py [--out benchmarks/results] [--steps 12] [--batch 32] [--only TEXT]
     python benchmarks/gpu_training.py --tiny        # the same with a tiny model on the CPU, to see that it runs
 
 Variants: stage 1 (the connector), with and without the feature cache; stage 2 (everything but the encoder); LoRA; a CT
 model that looks at 32 slices and pools them by attention (2D-Attn). The peer is `LlavaForConditionalGeneration` of the
-same sizes in the stock Trainer: padding, logits at every position. Each runs in a process of its own. If memory runs out,
+same sizes in the stock Trainer: padding, logits at every position. Each runs in a separate process. If memory runs out,
 the micro-batch is halved and the steps accumulate; the table says so.
 
 MFU is the share of the *measured* matmul peak (bf16, 8192 x 8192) that goes into FLOPs the model needs: per token and
@@ -95,13 +95,28 @@ def model(engine: str, tiny: bool) -> dict[str, Any]:
 
 
 class Meter:
-    """Times every step of a Trainer, the device waited for."""
+    """Times every step, after the device has finished it."""
 
     def __init__(self) -> None:
         self.seconds: list[float] = []
 
+    def loop_callback(self) -> Any:
+        """Return the callback for our training loop."""
+        from medmvl.training.engine.callbacks import Callback
+
+        clock = self.callback()
+
+        class Clock(Callback):
+            def on_begin(self, loop: Any) -> None:
+                clock.on_train_begin()
+
+            def on_step_end(self, loop: Any) -> None:
+                clock.on_step_end()
+
+        return Clock()
+
     def callback(self) -> Any:
-        """Return the Trainer callback."""
+        """Return the callback for the stock Trainer."""
         import torch
         from transformers import TrainerCallback
 
@@ -124,38 +139,35 @@ class Meter:
 
 
 @contextmanager
-def without_folders(recipe: Any, meter: Meter) -> Iterator[None]:
+def without_folders(recipe: Any) -> Iterator[None]:
     """Let `train` begin with random weights on the device and write no checkpoint: 13 GB each would be the benchmark."""
     import torch
 
-    import medmvl.training.run as run
+    from medmvl.training.build import build
+    from medmvl.training.context import StageContext
+    from medmvl.training.objectives import LanguageObjective
+    from medmvl.training.run_folder import RunFolder
 
-    before = run.load_start, run.finish_stage, run.build_trainer, run.RunFolder.publish
-    built: dict[str, Any] = {}
+    before = LanguageObjective.read, LanguageObjective.finish, RunFolder.publish, StageContext.ready_source
 
-    def load_start(*_: Any) -> Any:
+    def read(*_: Any) -> Any:
         with torch.device("cuda") if torch.cuda.is_available() else nullcontext():
-            return run.build(recipe)
+            return build(recipe)
 
-    def build_trainer(*arguments: Any) -> Any:
-        built["applied"] = arguments[3]
-        trainer = before[2](*arguments)
-        trainer.add_callback(meter.callback())
-        return trainer
-
-    run.load_start, run.build_trainer = load_start, build_trainer
-    run.finish_stage = lambda *_: None
-    run.RunFolder.publish = lambda *_: None
+    LanguageObjective.read = staticmethod(read)
+    LanguageObjective.finish = lambda *_: None
+    RunFolder.publish = lambda *_: None
+    StageContext.ready_source = lambda self: self.source
     try:
         yield
     finally:
-        run.load_start, run.finish_stage, run.build_trainer, run.RunFolder.publish = before
+        LanguageObjective.read, LanguageObjective.finish, RunFolder.publish, StageContext.ready_source = before
 
 
 def run_ours(folder: Path, engine: str, parts: dict[str, Any], settings: dict[str, Any], job: Any) -> dict[str, Any]:
     """Train our stage; return seconds and tokens per step and the FLOPs of a step."""
-    import medmvl.training.run as run
     from medmvl.training.recipe_io import load_recipe
+    from medmvl.training.run import train
     from medmvl.training.run_folder import read_log
 
     data = folder / ("volumes" if engine == "volume" else "images")
@@ -163,8 +175,8 @@ def run_ours(folder: Path, engine: str, parts: dict[str, Any], settings: dict[st
     described = medical_mix.recipe(data, model(engine, job.tiny), parts, more, job.warm + job.steps, job.batch)
     recipe = load_recipe(described | {"run": described["run"] | {"device": "cpu" if job.tiny else "cuda"}})
     meter = Meter()
-    with tempfile.TemporaryDirectory(dir=folder) as out, without_folders(recipe, meter):
-        run.train(recipe, out)
+    with tempfile.TemporaryDirectory(dir=folder) as out, without_folders(recipe):
+        train(recipe, out, callbacks=[meter.loop_callback()])
         rows = read_log(Path(out) / "log.jsonl")[job.warm :]
     return {"seconds": meter.seconds[job.warm :], "tokens": [row["tokens"] for row in rows],
             "supervised": [row["supervised"] for row in rows]}  # fmt: skip
@@ -228,7 +240,7 @@ def run_peer(folder: Path, parts: dict[str, Any], job: Any) -> dict[str, Any]:
 
 
 def needed_flops(parts: dict[str, Any], engine: str, tokens: float, supervised: float, job: Any, cached: bool) -> float:
-    """Return the FLOPs that a step of so many tokens needs, see the head of this file."""
+    """Return the FLOPs that a step of this many tokens needs, see the head of this file."""
     chosen = sizes(job.tiny)
     llm, vision = chosen["llm"], chosen["vision"]
     wide, layers = llm["hidden_size"], llm["num_hidden_layers"]

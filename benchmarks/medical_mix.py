@@ -21,7 +21,7 @@ SIZES: dict[str, dict[str, int]] = {
 
 
 def write_data(folder: Path, records: int, pixels: int = 128, pictures: tuple[int, int] = (1, 4)) -> None:
-    """Write `d.jsonl` and its pictures of pixels x pixels, so many per record (least, most)."""
+    """Write `d.jsonl` and its pictures of pixels x pixels, with (least, most) of them per record."""
     from PIL import Image
 
     from medmvl.data.formats import write_records

@@ -1,7 +1,7 @@
 """Run the phantom version of the paper's Table 2 and keep its table: `python benchmarks/phantom_ct_strategies.py`.
 
 Writes `benchmarks/results/DATE-phantom-ct-strategies.md`: the table of `medmvl compare`, with the command, the date, the
-versions, the machine and the minutes. The run goes on where an earlier one stopped; minutes are then those of this call.
+versions, the machine and the minutes. The run continues where an earlier one stopped; minutes are then those of this call.
 """
 
 from __future__ import annotations

@@ -2,12 +2,12 @@
 
     python benchmarks/record_scale.py [--out benchmarks/results] [--sizes 1000 10000 100000 1000000]
 
-Per size, in a process of its own that has read nothing yet:
+Per size, in a separate process that has read nothing yet:
 - open: index the JSON Lines file (first time, and again with the index kept), or memory-map the Parquet file;
-- record: draw steps from the mixture, balance them, read, tokenise and pack their records, at random places; CPU time per
+- record: draw steps from the mixture, balance them, read, tokenize and pack their records, at random places; CPU time per
   record, the median of 128 steps;
 - memory: what the process holds above the imports after that;
-- first step: seconds from the start of `medmvl train` on a tiny model to its first optimiser step, imports included
+- first step: seconds from the start of `medmvl train` on a tiny model to its first optimizer step, imports included
   (the second start, the index being kept), and their CPU time.
 Ratios to the smallest size are what matters; records are texts with one of 16 pictures.
 """
@@ -66,7 +66,10 @@ def run_probe(folder: Path, file: str) -> None:
     from medmvl.data.dataset import SampleDataset
     from medmvl.data.mixture import Mixture
     from medmvl.processing import MedMVLProcessor
-    from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler, StepShape, cost_of
+    from medmvl.training.engine.dataset import TrainingDataset
+    from medmvl.training.engine.sampling import BatchLayout, StepSampler
+    from medmvl.training.objectives.language import sample_size
+    from medmvl.training.objectives.language_batches import Collator
 
     processor = MedMVLProcessor.from_pretrained(folder.parent / "start" / "init")
     before = resident()
@@ -79,9 +82,9 @@ def run_probe(folder: Path, file: str) -> None:
     started = time.perf_counter()
     mixture.stream(0, BATCH)
     found["shuffle"] = time.perf_counter() - started
-    shape = StepShape.of(BATCH, BATCH // 2, 1)
-    sampler = StepSampler(mixture, STEPS + 4, shape, 0, lambda number: cost_of(mixture.sample(number), processor))
-    records, make = EncodedRecords(mixture, processor), BatchMaker(processor)
+    shape = BatchLayout.of(BATCH, BATCH // 2, 1)
+    sampler = StepSampler(mixture, STEPS + 4, shape, 0, lambda number: sample_size(mixture.sample(number), processor))
+    records, make = TrainingDataset(mixture, processor.encode), Collator(processor)
     seconds = []
     for step in range(STEPS + 4):
         started = time.process_time()

@@ -1,13 +1,13 @@
-"""What a training step costs: this toolkit beside stock parts with the same weights and the same records.
+"""Time and memory of a training step: this toolkit and stock parts with the same weights and the same records.
 
     python benchmarks/training_step.py [--out benchmarks/results] [--epochs 5] [--threads 2] [--size small] [--only TEXT]
 
 The peer is what one writes with stock parts: the model exported as `LlavaForConditionalGeneration`, in the stock
 `transformers.Trainer`, batches padded to the longest row, logits at every position; in one variant batches come from
-TRL's SFT collator (where TRL is importable), which tokenises and prepares pictures in every step. All variants read the
+TRL's SFT collator (where TRL is importable), which tokenizes and prepares pictures in every step. All variants read the
 records of `medical_mix.py`, in batches of 16, kept in memory after the first epoch, which is not timed.
 
-Every variant is a process of its own (so that peak memory means something). Those of a group are alive at once (13 GB in
+Every variant runs in a separate process (so that peak memory means something). Those of a group are alive at once (13 GB in
 the size "small") and take turns, one step each, so that whatever else the machine does falls on all of them alike. A ratio is that of two variants of a group for the
 same epoch; the median over epochs counts. Peak memory is that of the whole run, above what the imports take.
 """
@@ -112,21 +112,23 @@ def prepare(folder: Path, size: str) -> None:
 
 def run_ours(folder: Path, train_parts: dict[str, str], settings: dict[str, Any], steps: int) -> None:
     """Train our stage."""
-    import medmvl.training.run as run
+    from medmvl.training.engine.callbacks import Callback
+    from medmvl.training.run import train
 
-    build = run.build_trainer
+    turns = turn_taker()
 
-    def with_turns(*arguments: Any) -> Any:
-        trainer = build(*arguments)
-        trainer.add_callback(turn_taker())
-        return trainer
+    class Turns(Callback):
+        def on_begin(self, loop: Any) -> None:
+            turns.on_train_begin()
 
-    run.build_trainer = with_turns
+        def on_step_end(self, loop: Any) -> None:
+            turns.on_step_end()
+
     ready = {"from": str(folder / "start" / "init")}
     described = medical_mix.recipe(folder, ready, train_parts, settings, steps, BATCH)
     described["run"]["device"] = "cpu"
     with tempfile.TemporaryDirectory(dir=folder) as out:
-        run.train(described, out)
+        train(described, out, callbacks=[Turns()])
 
 
 def run_peer(folder: Path, train_parts: dict[str, str], settings: dict[str, Any], steps: int, trl: bool) -> None:
@@ -210,7 +212,7 @@ def run_variant(name: str, folder: Path, steps: int, threads: int) -> None:
 
     if engine == "trl":
         import trl.trainer.sft_trainer  # noqa: F401
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = resident("VmRSS")
     if engine == "ours":
         run_ours(folder, train_parts, settings, steps)

@@ -1,12 +1,13 @@
-"""From a chest CT on disk to the model's tensor: this house against the usual MONAI chain, side by side in one run.
+"""Time from a chest CT on disk to the model's tensor, compared with the usual MONAI chain or with an older tree.
 
-    python benchmarks/volume_preprocessing.py [--folder DIR] [--repeats N] [--slices N] [--out FILE.md]
+    python benchmarks/volume_preprocessing.py [--folder DIR] [--repeats N] [--slices N] [--before SRC] [--out FILE.md]
 
 Draws one 512x512x300 int16 chest scan with scanner-like noise, writes it as .npy, .nii.gz and a DICOM folder, and times
-both ways alternately, each in a process of its own with one thread, files in the page cache. Seconds are CPU time (user
-and system), which other work on the machine disturbs least; the ratio of wall times stands beside. Memory is the peak
-above the level before the call, sampled every millisecond: anonymous memory (RssAnon) plus mapped files (RssFile), though
-the kernel can drop the latter at any time. The exit status is 1 where a target is missed.
+both ways alternately, each in a separate process with one thread and the files in the page cache. Seconds are CPU time
+(user and system), which other work on the machine disturbs least; the ratio of wall times is given as well. Memory is the
+peak above the level before the call, sampled every millisecond: anonymous memory (RssAnon) plus mapped files (RssFile),
+though the kernel can drop the latter at any time. The exit status is 1 if a target is missed. With `--before`, the `src`
+folder of an older tree, only this comparison is made.
 
 MONAI is no dependency of ours: `pip install --no-deps --target monai monai`, then PYTHONPATH=monai. Without it only our
 side is measured.
@@ -37,6 +38,8 @@ SIZE = (32, 256, 256)
 #: integers, where most code calls nibabel's get_fdata (float64)
 TARGETS = {"npy": 20.0, "nii.gz": 8.0, "nii.gz as int": None, "dicom": 5.0}
 LIGHTER = 5.0
+#: most CPU time of this tree in times an older tree's
+SLOWER = 1.05
 CACHE_RATE = 1000.0
 #: lengths of the batch job that shows how cost and memory grow
 JOBS = (4, 16, 64)
@@ -224,7 +227,7 @@ def cache_rates(folder: Path, seconds: float = 2.0) -> dict[str, float]:
     """Return volumes per CPU second from a cache of 32x256x256 uint8 tensors in random order, one thread.
 
     "read" is the bytes copied into fresh memory; "training" is what a training step takes: found by its path, read, and
-    normalised to float32.
+    normalized to float32.
     """
     import torch
 
@@ -236,12 +239,13 @@ def cache_rates(folder: Path, seconds: float = 2.0) -> dict[str, float]:
     rng = np.random.default_rng(0)
     chain = geometry("medm-vl-ct", size=SIZE)
     writer, paths = CacheWriter(folder / "cache", chain), []
+    salt = [writer.salt] if hasattr(writer, "salt") else []  # earlier versions have none
     for index in range(64):
         path = folder / f"{index}.npy"
         np.save(path, np.zeros(1))
         paths.append(str(path))
         tensor = rng.integers(0, 256, (1, *SIZE), dtype=np.uint8)
-        writer.add(key_of(path, folder), tensor, Fingerprint.of(path))
+        writer.add(key_of(path, folder, *salt), tensor, Fingerprint.of(path))
     writer.close()
     reader, processor = CacheReader(folder / "cache", root=folder), VolumeProcessor(chain)
     processor.use_cache(folder / "cache", folder)
@@ -256,23 +260,29 @@ def cache_rates(folder: Path, seconds: float = 2.0) -> dict[str, float]:
             count += 1
         return count / (time.process_time() - start)
 
-    keys = [key_of(path, folder) for path in paths]
+    keys = [key_of(path, folder, *salt) for path in paths]
     return {"read": rate(lambda i: np.array(reader[keys[i]])), "training": rate(lambda i: processor(paths[i]))}
 
 
 # --- the comparison
 
 
-def in_own_process(*arguments: str) -> dict[str, Any]:
-    """Run this script with `arguments` in a process with one thread; return the JSON it prints."""
+def in_own_process(*arguments: str, source: Path | None = None) -> dict[str, Any]:
+    """Run this script with `arguments` in a process with one thread; return the JSON it prints.
+
+    Args:
+        source: `src` folder whose medmvl is imported, instead of the environment's.
+    """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    if source is not None:
+        environment["PYTHONPATH"] = str(source)
     command = [sys.executable, __file__, *arguments]
     output = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return dict(json.loads(output.stdout))
 
 
 def compare(folder: Path, repeats: int, missed: list[str]) -> list[str]:
-    """Time all ways on all formats alternately; return table rows, and add to `missed` the targets that are."""
+    """Time all ways on all formats alternately; return table rows and add missed targets to `missed`."""
     ways = [way for way in WAYS if way == "ours" or monai_version()]
     rows = []
     for kind, target in TARGETS.items():
@@ -293,6 +303,37 @@ def compare(folder: Path, repeats: int, missed: list[str]) -> list[str]:
     return rows
 
 
+def against_older(folder: Path, options: argparse.Namespace) -> int:
+    """Compare this tree with an older one and print (and save) the table; return 1 if this one is slower."""
+    trees = {"now": Path(__file__).resolve().parent.parent / "src", "before": options.before}
+    rows, slower = [], False
+    for kind in ("npy", "nii.gz", "dicom"):
+        seconds: dict[str, list[float]] = {name: [] for name in trees}
+        for _ in range(options.repeats):
+            for name, source in trees.items():
+                result = folder / f"{name}.npy"
+                run = in_own_process(
+                    "--measure", "ours", str(folder / f"scan.{kind}"), kind, str(result), source=source
+                )
+                seconds[name].append(run["cpu"])
+        now, before = (statistics.median(seconds[name]) for name in ("now", "before"))
+        same = np.array_equal(np.load(folder / "now.npy"), np.load(folder / "before.npy"))
+        rows.append(f"| {kind} | {now:.3f} | {before:.3f} | {now / before:.2f} | {'equal' if same else 'DIFFERENT'} |")
+        slower |= now > SLOWER * before or not same
+    text = "\n".join([
+        f"# Volume preprocessing against an older tree, {date.today()}", "",
+        f"`python benchmarks/volume_preprocessing.py --before OLD/src --slices {options.slices} --repeats "
+        f"{options.repeats}`; Python {platform.python_version()}, numpy {np.__version__}, {os.cpu_count()} cores (load "
+        f"{os.getloadavg()[0]:.1f}), {platform.machine()}. Medians of CPU seconds, alternating; target: ratio at most "
+        f"{SLOWER}.", "",
+        "| from | now, CPU s | before | ratio | tensors |", "|---|---|---|---|---|", *rows, "",
+    ])  # fmt: skip
+    print(text)
+    if options.out:
+        options.out.write_text(text, encoding="utf-8")
+    return int(slower)
+
+
 def versus(
     kind: str, target: float | None, median: dict[str, Any], boxes: list[Any], folder: Path, missed: list[str]
 ) -> str:
@@ -303,7 +344,7 @@ def versus(
     faults = {
         f"{kind}: {faster:.1f}x faster, wanted {target}x": target is not None and faster < target,
         f"{kind}: {lighter:.1f}x less memory, wanted {LIGHTER}x": lighter < LIGHTER,
-        f"{kind}: grey values differ by {difference}": difference > 1,
+        f"{kind}: gray values differ by {difference}": difference > 1,
         f"{kind}: boxes {boxes} differ": boxes[0] != boxes[1],
     }
     missed += [fault for fault, present in faults.items() if present]
@@ -327,6 +368,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, help="where to write the scan (about 400 MB); default: temporary")
     parser.add_argument("--repeats", type=int, default=3, help="processes per way and format, of 3 timed runs each")
     parser.add_argument("--slices", type=int, default=300)
+    parser.add_argument("--before", type=Path, help="src folder of an older tree to compare with")
     parser.add_argument("--out", type=Path, help="write the result as Markdown")
     parser.add_argument("--measure", nargs=4, metavar=("WAY", "PATH", "KIND", "RESULT"), help=argparse.SUPPRESS)
     parser.add_argument("--job", nargs=2, metavar=("PATH", "COUNT"), help=argparse.SUPPRESS)
@@ -345,6 +387,10 @@ def main() -> None:
 
 def whole(options: argparse.Namespace) -> int:
     """Measure everything, print and save the report; return 1 if a target is missed, else 0."""
+    if options.before:
+        with tempfile.TemporaryDirectory(dir=options.folder) as name:
+            write(draw(options.slices), Path(name))
+            return against_older(Path(name), options)
     if not monai_version():
         print("MONAI is absent: pip install --no-deps --target monai monai, then PYTHONPATH=monai.", file=sys.stderr)
     missed: list[str] = []
@@ -409,7 +455,7 @@ def report(
         "",
         f"From the cache (32x256x256 uint8, random order, one core, target {CACHE_RATE:,.0f} volumes/s): "
         f"{rates['read']:,.0f} volumes/s read into fresh memory; {rates['training']:,.0f} volumes/s as training takes "
-        "them, found by their path and normalised to float32.",
+        "them, found by their path and normalized to float32.",
         "",
     ]
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Trains in processes of their own: in two ranks at once, or in one that a test kills.
+"""Trains in separate processes: in two ranks at once, or in one that a test kills.
 
 They are forked from a server that has imported everything and done nothing. A fork of the test process itself would
 inherit the locks that threads of earlier tests (arrow's, Ray's, a demo's) hold at that moment, and might wait for ever.
@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing.context import ForkServerProcess
@@ -21,9 +21,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from medmvl.training.engine.callbacks import Callback
+from medmvl.training.objectives import LanguageObjective
+from medmvl.training.objectives.base import Evaluation
 from medmvl.training.run import train
-from medmvl.training.trainer import StageTrainer
-from medmvl.training.watch import Watch
 
 _FROM_A_CLEAN_SERVER = multiprocessing.get_context("forkserver")
 _FROM_A_CLEAN_SERVER.set_forkserver_preload(["medmvl.training.run"])
@@ -67,42 +68,85 @@ class TrainingProcess:
 
 
 class Killed(BaseException):
-    """Stands for a kill where the process itself must survive to go on testing."""
+    """Replaces a kill where the test process itself must survive."""
+
+
+class BeforeStep(Callback):
+    """Calls a function before the forward pass of one step.
+
+    Args:
+        step: number of steps done before.
+        action: what is called, with the loop.
+        stage: name of the stage; None: any.
+    """
+
+    def __init__(self, step: int, action: Callable[[object], object], stage: str | None = None) -> None:
+        self._step, self._action, self._stage = step, action, stage
+
+    def on_step_begin(self, loop):
+        if loop.state.step == self._step and self._stage in (None, loop.settings.stage):
+            self._action(loop)
+
+
+class PoisonLoss(Callback):
+    """Makes the model's loss NaN in some steps.
+
+    Args:
+        steps: numbers of steps done before; None: every step.
+        rank: only on this process; None: on all.
+    """
+
+    def __init__(self, steps: Collection[int] | None = None, rank: int | None = None) -> None:
+        self._steps, self._rank = steps, rank
+        self._hook = None
+
+    def on_step_begin(self, loop):
+        chosen = self._rank in (None, loop.engine.rank)
+        if chosen and (self._steps is None or loop.state.step in self._steps):
+            self._hook = loop.engine.module.register_forward_hook(_nan_loss)
+
+    def on_gradients(self, loop):
+        if self._hook is not None:
+            self._hook.remove()
+            self._hook = None
+
+
+def _nan_loss(module, inputs, output):
+    output.loss = output.loss * float("nan")
+    return output
 
 
 @contextmanager
-def killed_before_step(step: int, stage: str | None = None) -> Iterator[None]:
-    """Let the run in the block end, as by a kill, when so many steps (of a stage, or of the first one) are done."""
-    original = StageTrainer.training_step
+def killed_before_step(step: int, stage: str | None = None) -> Iterator[tuple[Callback, ...]]:
+    """Give callbacks by which a run in the block ends, as by a kill, after a number of steps (of a stage)."""
 
-    def die(self: StageTrainer, *args: object, **kwargs: object) -> torch.Tensor:
-        if self.state.global_step == step and stage in (None, Path(self.args.output_dir).parent.name):
-            raise Killed
-        return original(self, *args, **kwargs)
+    def die(loop: object) -> None:
+        raise Killed
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StageTrainer, "training_step", die)
-        with pytest.raises(Killed):
-            yield
+    with pytest.raises(Killed):
+        yield (BeforeStep(step, die, stage),)
 
 
 def train_until(step: int, recipe: dict, out: Path) -> None:
     """Train, and end the process without a word before the step after `step`."""
-    original = StageTrainer.training_step
-
-    def die(self: StageTrainer, *args: object, **kwargs: object) -> torch.Tensor:
-        if self.state.global_step == step:
-            os._exit(0)
-        return original(self, *args, **kwargs)
-
-    StageTrainer.training_step = die
-    train(recipe, out)
+    train(recipe, out, callbacks=[BeforeStep(step, lambda loop: os._exit(0))])
     raise AssertionError(f"the run ended before step {step + 1}")
 
 
+def train_with_a_poisoned_step(bad_step: int, recipe: dict, out: Path) -> None:
+    """Train with a loss that is NaN on the second process in one step."""
+    train(recipe, out, callbacks=[PoisonLoss((bad_step,), rank=1)])
+
+
 def train_where_the_first_look_is_the_best(recipe: dict, out: Path) -> None:
-    """Train with a watch that finds every look worse than the one before."""
-    Watch._evaluate = lambda self, state: float(state.global_step)
+    """Train with validation that finds every evaluation worse than the one before."""
+    steps: list[int] = []
+
+    def worse_each_time(self, engine, datasets):
+        steps.append(1)
+        return Evaluation([{"data": "all"}], metrics={"loss": float(len(steps))})
+
+    LanguageObjective.evaluate = worse_each_time
     train(recipe, out)
 
 
@@ -133,3 +177,12 @@ def _train_in_silence(recipe: Path, out: Path) -> None:
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     train(recipe, out, resume=True)
+
+
+def run_in_a_clean_process(job: Callable[..., None], *args: object, seconds: float = _PATIENCE) -> None:
+    """Call `job(*args)`, all of it picklable, in a process that may itself fork: it has no threads."""
+    process = _start(job, *args)
+    process.join(seconds)
+    if process.exitcode is None:
+        process.kill()
+    assert process.exitcode == 0

@@ -1,60 +1,82 @@
-"""The rooms stand in an order, and a room imports only from rooms before it."""
+"""Imports point one way: between packages, between files, and out of the student's reading list."""
 
 from __future__ import annotations
 
-import ast
-from pathlib import Path
+import re
 
+import networkx as nx
 import pytest
 
-import medmvl
+from import_graph import PACKAGE, ROOT, file_graph, package_graph, source_files
 
-PACKAGE = Path(medmvl.__file__).parent
+GRAPH = file_graph()
 
-#: room -> rooms it may use besides the floor (errors, files, registry).
+#: Package -> packages that it may import besides the base modules.
 ALLOWED = {
     "imaging": set(),
     "data": {"imaging"},
+    "phantoms": {"data"},
     "models": set(),
+    "cards": {"imaging", "models"},
     "processing": {"imaging", "data", "models"},
-    "training": {"imaging", "data", "models", "processing"},
     "inference": {"imaging", "data", "models", "processing"},
+    "training": {"cards", "imaging", "data", "phantoms", "models", "processing", "inference"},
     "checkpoints": {"imaging", "data", "models", "processing"},
     "evaluation": {"imaging", "data", "models", "processing", "inference", "checkpoints"},
+    "ward": {"imaging", "data", "models", "processing", "inference"},
     "serving": {"imaging", "data", "models", "processing", "inference", "checkpoints"},
 }
 EVERYTHING = {*ALLOWED, "experiments"}
 ALLOWED |= {"experiments": set(ALLOWED), "cli": EVERYTHING}
-FLOOR = {"errors", "files", "registry", "__init__"}
+BASE = {"auto_classes", "errors", "files", "pretrained", "registry", "remote"}
+
+#: Modules that one need not read to understand the rest; packages are entered through their `__init__` alone.
+LEAVES = re.compile(
+    r"imaging\.(dicom|formats)\.|data\.converters|phantoms|models\.contrastive|models\.encoders\.(?!encoder$)"
+    r"|models\.connectors\.(perceiver|pixel_shuffle)|training\.objectives\.contrastive|checkpoints|evaluation|serving|ward"
+    r"|experiments|cli"
+)
 
 
-def rooms_imported(file: Path) -> set[str]:
-    """Return the top-level parts of medmvl that a file imports, also inside functions and for type checking."""
-    names = set()
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("medmvl"):
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
-        elif isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names if alias.name.startswith("medmvl")}
-    parts = {name.split(".")[1] for name in names if name.count(".")}
-    return {part for part in parts if (PACKAGE / part).is_dir()}
+@pytest.mark.parametrize("package", sorted(ALLOWED))
+def test_package_imports_only_packages_below_it(package):
+    graph = package_graph()
+    assert set(graph.successors(package)) - BASE - ALLOWED[package] <= {PACKAGE}
 
 
-@pytest.mark.parametrize("room", sorted(ALLOWED))
-def test_a_room_imports_only_rooms_before_it(room):
-    wrong = {
-        str(file.relative_to(PACKAGE)): extra
-        for file in (PACKAGE / room).rglob("*.py")
-        if (extra := rooms_imported(file) - ALLOWED[room] - {room})
-    }
-    assert not wrong
+def test_every_package_has_a_rule():
+    names = {module.split(".")[1] for module in source_files() if module.count(".")}
+    assert names == {*ALLOWED, *BASE, "__main__"}
 
 
-def test_every_room_has_its_place_in_the_order():
-    rooms = {path.name for path in PACKAGE.iterdir() if path.is_dir() and any(path.glob("*.py"))}
-    assert rooms <= set(ALLOWED)
-    assert {path.stem for path in PACKAGE.glob("*.py")} - {"__main__"} == FLOOR
+def test_base_modules_import_no_package():
+    assert not {name for base in BASE for name in package_graph().successors(base)} - BASE
 
 
-def test_the_floor_uses_no_room():
-    assert not any(rooms_imported(PACKAGE / f"{name}.py") for name in FLOOR - {"__init__"})
+def test_files_do_not_import_each_other_in_circles():
+    circles = [sorted(group) for group in nx.strongly_connected_components(GRAPH) if len(group) > 1]
+    assert not circles
+
+
+def reading_list() -> list[str]:
+    """Return the modules that CONTRIBUTING.md lists for a day's reading."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = text.split("## Read it in a day")[1].split("\n## ")[0]
+    modules = []
+    for folder, braced, single in re.findall(r"`([a-z_0-9/]+/)(?:\{([a-z_0-9,]+)\}|([a-z_0-9]+))\.py`", section):
+        names = braced.split(",") if braced else [single]
+        modules += [f"{PACKAGE}.{folder.replace('/', '.')}{name}" for name in names]
+    return modules
+
+
+def test_reading_list_names_existing_files_once():
+    listed = reading_list()
+    assert len(listed) > 40
+    assert len(listed) == len(set(listed))
+    assert set(listed) <= set(source_files())
+
+
+@pytest.mark.parametrize("module", reading_list())
+def test_reading_list_imports_no_leaf(module):
+    imported = {target.removeprefix(f"{PACKAGE}.") for target in GRAPH.successors(module)}
+    assert not {name for name in imported if LEAVES.match(name)}

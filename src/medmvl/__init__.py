@@ -1,12 +1,15 @@
 """MedM-VL: build, train, evaluate and deploy small medical vision-language models.
 
-The public names are loaded when they are first used, so that `import medmvl` and `medmvl --help` stay quick.
+Public names are imported at first use, so that `import medmvl` and `medmvl --help` stay quick.
+The import also registers the classes with transformers' Auto classes, still without importing either library.
 """
 
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
+
+from medmvl import auto_classes
 
 if TYPE_CHECKING:
     from medmvl.imaging import geometry, read_image, read_volume
@@ -47,3 +50,6 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+auto_classes.register(__name__)

@@ -1,4 +1,4 @@
-"""`python -m medmvl`, which is what `torchrun -m medmvl` needs."""
+"""Entry point of `python -m medmvl` and `torchrun -m medmvl`."""
 
 from medmvl.cli.main import main
 

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medmvl.checkpoints import adapt, inspect_folder, load_adapted, merge
-from medmvl.checkpoints.probe import probe_batch, probe_logits
 from medmvl.errors import CheckpointError, MedMVLError
 from medmvl.models import MedMVLForConditionalGeneration
+from medmvl.models.probe import probe_batch, probe_logits
 from medmvl.models.weights import Weights
 
 

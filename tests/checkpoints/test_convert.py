@@ -20,6 +20,7 @@ from medmvl.checkpoints import convert, parse_resolutions
 from medmvl.checkpoints.base_parts import llm_config, load_image_processor, load_tokenizer
 from medmvl.errors import CheckpointError, MedMVLError
 from medmvl.inference import GenerationOptions, Predictor
+from medmvl.inference.questions import question
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.models.weights import Weights
 from medmvl.processing import MedMVLProcessor
@@ -29,7 +30,7 @@ V1 = "v1_siglip_mlp_qwen2"
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """A copy of a small checkpoint, with its base parts beside it, to be damaged."""
+    """A copy of a small checkpoint, with its base parts next to it, to be damaged."""
     shutil.copytree(HERE / "pretrained", tmp_path / "pretrained")
     shutil.copytree(HERE / "checkpoints" / V1, tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
@@ -106,13 +107,20 @@ def test_resolve_wants_both_sides(pair: str) -> None:
 
 
 def test_the_folder_stands_alone(source: Path, tmp_path: Path) -> None:
+    def answer(folder: Path | str) -> list[int]:
+        predictor = Predictor.from_pretrained(folder)
+        prompt = predictor.encode(question("What is atelectasis?", 0, 0))
+        return predictor.generate([prompt], GenerationOptions(max_new_tokens=8))[0].token_ids
+
     convert(source, tmp_path / "out")
+    expected = answer(tmp_path / "out")
+    assert expected
     shutil.rmtree(tmp_path / "pretrained")
     shutil.rmtree(source)
     moved = shutil.move(tmp_path / "out", tmp_path / "moved")
     for file in Path(moved).glob("*.json"):
         assert str(tmp_path) not in file.read_text(), file
-    assert Predictor.from_pretrained(moved).answer("What is atelectasis?", max_new_tokens=2) is not None
+    assert answer(moved) == expected
 
 
 def test_saving_a_loaded_checkpoint_changes_nothing(converted: Callable[[str], Path], tmp_path: Path) -> None:
@@ -369,7 +377,7 @@ def test_an_unmerged_intermediate_save(tmp_path: Path) -> None:
 def test_greedy_tokens_of_the_older_code_with_its_penalty(tmp_path: Path) -> None:
     import numpy as np
 
-    from medmvl.data.formats import parse_record
+    from medmvl.data.record import parse_record
 
     name = "v8_legacy_config_siglip_mlp_qwen2"
     convert(HERE / "checkpoints" / name, tmp_path / "hub", hub_generation=True)

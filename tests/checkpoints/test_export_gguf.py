@@ -14,7 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from medmvl.checkpoints import export_gguf
-from medmvl.checkpoints.gguf_llm import llm_tensors, to_rotary_order, to_stored
+from medmvl.checkpoints.gguf.llm import llm_tensors, to_rotary_order, to_stored
 from medmvl.errors import CheckpointError
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.processing import ImageProcessor, MedMVLProcessor
@@ -96,7 +96,7 @@ def test_the_llm_is_read_back_tensor_by_tensor(pair: tuple[Path, Path]) -> None:
     model = MedMVLForConditionalGeneration.from_pretrained(source)
     config, state = model.config.text_config, model.language_model.state_dict()
     found = {tensor.name: tensor for tensor in gguf.GGUFReader(target / "model.gguf").tensors}
-    names = {ours: theirs for ours, theirs, _ in llm_tensors(config, state)}
+    names = {ours: theirs for ours, theirs, _ in llm_tensors(config, state, tied=config.tie_word_embeddings)}
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     assert set(names) == set(state) - tied
     for ours, theirs in names.items():
@@ -225,7 +225,7 @@ def test_llama3_frequencies_are_transformers_own() -> None:
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    from medmvl.checkpoints.gguf_llm import _llama3_factors
+    from medmvl.checkpoints.gguf.llm import _llama3_factors
 
     scaling = {
         "rope_type": "llama3",

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 from PIL import Image
 from tests.parity.sets import HERE
 from transformers import (
@@ -20,10 +21,22 @@ from transformers import (
 )
 
 from medmvl.checkpoints import convert, export_llava
+from medmvl.checkpoints.engine_templates import llama_cpp_template, without_generation
+from medmvl.checkpoints.export_llava import (
+    LlavaExport,
+    _build,
+    check_expressible,
+    head_is_tied,
+    remove_volume_tower,
+)
+from medmvl.checkpoints.gguf.llm import llm_tensors
 from medmvl.data.sample import Message, Sample
 from medmvl.errors import CheckpointError
 from medmvl.inference import Predictor
 from medmvl.models.weights import Weights
+from medmvl.processing import MedMVLProcessor
+from medmvl.processing.chat import render
+from tiny import make_model, make_tokenizer
 
 QUESTION = "<image>\nIs there a nodule in the left lung?"
 
@@ -67,7 +80,7 @@ def test_prompt_ids_and_pixels_are_equal(pair: tuple[Path, Path]) -> None:
     assert prompt == processor.apply_chat_template([{"role": "user", "content": QUESTION}], add_generation_prompt=True)
     bos = processor.tokenizer.bos_token or "\0"
     theirs = processor(text=prompt, images=[image], return_tensors="np", add_special_tokens=not prompt.startswith(bos))
-    # torchvision's resize, where it is installed, differs from PIL's by a grey level here and there.
+    # torchvision's resize, where it is installed, differs from PIL's by a gray level here and there.
     assert np.abs(theirs["pixel_values"][0] - ours["pixel_values"][0].numpy()).max() < 0.05
     if not predictor.processor.slow_spaces:  # told by a note of the export
         assert theirs["input_ids"][0].tolist() == ours["input_ids"].tolist()
@@ -160,3 +173,112 @@ def test_what_llava_cannot_express(converted: Callable[[str], Path], tmp_path: P
     with pytest.raises(CheckpointError, match=reason):
         export_llava(converted(variant), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+CONVERSATIONS = [
+    [["I", "Is there a nodule?"]],
+    [["Is there a nodule?", "I"]],
+    [["I", "I", "Compare."]],
+    [["Before:", "I", "After:", "I", "What changed?"]],
+    [["I", "What is it?"], "A lung.", ["Which side?"]],
+    [["What is a lung?"]],
+]
+
+
+@pytest.mark.parametrize("turns", CONVERSATIONS, ids=str)
+def test_prompt_ids_are_ours_in_one_step_and_two(pair: tuple[Path, Path], turns: list) -> None:
+    source, target = pair
+    ours, theirs = MedMVLProcessor.from_pretrained(source), AutoProcessor.from_pretrained(target)
+    if ours.slow_spaces:
+        pytest.skip("told by a note of the export")
+    image = Image.open(HERE / "data/img1.png").convert("RGB")
+    chat, messages = [], []
+    for turn in turns:
+        parts = [turn] if isinstance(turn, str) else turn
+        role = "assistant" if isinstance(turn, str) else "user"
+        content = [{"type": "image", "image": image} if p == "I" else {"type": "text", "text": p} for p in parts]
+        chat.append({"role": role, "content": content})
+        messages.append(Message(role, "\n".join("<image>" if part == "I" else part for part in parts)))
+    images = [image] * sum(turn.count("I") for turn in turns if isinstance(turn, list))
+    expected = ours.encode(Sample("s", tuple(messages)), train=False, images=images)["input_ids"].tolist()
+    one = theirs.apply_chat_template(
+        chat, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    text = theirs.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+    two = theirs(text=text, images=images or None, return_tensors="pt")
+    assert one["input_ids"][0].tolist() == expected
+    assert two["input_ids"][0].tolist() == expected
+
+
+def test_exported_files_are_readable_by_others(pair: tuple[Path, Path]) -> None:
+    assert {file.stat().st_mode & 0o044 for file in pair[1].iterdir()} == {0o044}
+
+
+def test_trained_head_is_exported_although_the_config_says_tied(tmp_path: Path) -> None:
+    model, _ = make_model()
+    remove_volume_tower(model)
+    model.language_model.lm_head = torch.nn.Linear(32, model.config.text_config.vocab_size, bias=False)
+    assert model.config.text_config.tie_word_embeddings
+    assert not head_is_tied(model)
+    llava = _build(model, check_expressible(model.config), 0, 1, LlavaExport(0.0))
+    assert torch.equal(llava.lm_head.weight, model.language_model.lm_head.weight)
+    names = {
+        name
+        for name, *_ in llm_tensors(
+            model.config.text_config, model.language_model.state_dict(), tied=head_is_tied(model)
+        )
+    }
+    assert "lm_head.weight" in names
+
+
+def test_volume_tower_is_dropped_on_request(model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="--drop-volume-tower"):
+        export_llava(model_folder, tmp_path / "refused")
+    done = export_llava(model_folder, tmp_path / "out", drop_volume_tower=True)
+    assert done.difference < 1e-5
+    assert any("head" in note and "size 8" in note for note in done.notes)  # vLLM's CPU build takes 32 and more
+    assert (tmp_path / "out" / "config.json").is_file()
+    model, _ = make_model()
+    remove_volume_tower(model)
+    with pytest.raises(CheckpointError, match="image tower and a volume tower"):
+        remove_volume_tower(model)
+
+
+@pytest.mark.parametrize("begin", ["{% generation %}", "{%- generation -%}", "{%generation%}", "{%+ generation -%}"])
+@pytest.mark.parametrize("end", ["{% endgeneration %}", "{%- endgeneration -%}", "{% endgeneration +%}"])
+def test_generation_tags_of_any_spelling_are_removed(begin: str, end: str) -> None:
+    source = f"a \n {begin} {{{{ messages[0]['content'] }}}} {end} \n b"
+    plain = without_generation(source)
+    assert "generation" not in plain
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    ours = render([Message("user", "x")], source, make_tokenizer()).text
+    assert environment.from_string(plain).render(messages=[{"role": "user", "content": "x"}]) == ours
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("<__media__>What?", "<__media__>\nWhat?"),
+        ("<__media__>\nWhat?", "<__media__>\nWhat?"),
+        ("What?\n<__media__>", "What?\n<__media__>"),
+        ("What?<__media__>", "What?\n<__media__>"),
+        (
+            "Before:<__media_ab12__>After:<__media_ab12__>Why?",
+            "Before:\n<__media_ab12__>\nAfter:\n<__media_ab12__>\nWhy?",
+        ),
+        ("<__media_ab12__><__media_ab12__>What?", "<__media_ab12__>\n<__media_ab12__>\nWhat?"),
+        ("What is __init__>?", "What is __init__>?"),
+    ],
+)
+def test_images_stand_on_their_own_lines_under_llama_cpp(given: str, expected: str) -> None:
+    template = llama_cpp_template("{{ messages[0]['content'] }}")
+    rendered = (
+        ImmutableSandboxedEnvironment().from_string(template).render(messages=[{"role": "user", "content": given}])
+    )
+    assert rendered == expected
+
+
+def test_missing_special_tokens_are_empty_under_llama_cpp() -> None:
+    template = llama_cpp_template("{{ bos_token or '' }}{{ messages[0]['content'] }}", ["bos_token"])
+    environment = ImmutableSandboxedEnvironment()
+    assert environment.from_string(template).render(messages=[{"role": "user", "content": "x"}], bos_token=",") == "x"

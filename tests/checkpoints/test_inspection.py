@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from rich.console import Console
+from safetensors.torch import load_file, save_file
 from tests.parity.sets import HERE
+from transformers import Qwen2Config
 
 from medmvl.checkpoints import export_llava, inspect_folder, print_inspection
+from medmvl.checkpoints.vllm_cpu import vllm_cpu_note
 from medmvl.cli import main as cli
 from medmvl.errors import CheckpointError
 from medmvl.inference import Predictor
@@ -35,6 +40,12 @@ def test_the_facts_a_reader_looks_for(converted: Callable[[str], Path]) -> None:
     assert "slicewise at 32x64x64 -> 32x4x4 -> attention -> 4x4 (16 tokens)" in facts["volume tower"]
     assert "qwen2" in facts["template"]
     assert facts["converted from"] == "MedM-VL reference, current layout"
+
+
+def test_head_size_that_vllm_on_a_cpu_lacks_is_noted(model_folder: Path) -> None:
+    assert "have size 8" in inspect_folder(model_folder).facts["vLLM on a CPU"]
+    assert vllm_cpu_note(Qwen2Config(hidden_size=64, num_attention_heads=2)) is None
+    assert vllm_cpu_note(Qwen2Config(hidden_size=64, num_attention_heads=2, head_dim=48)) is not None
 
 
 def test_a_foreign_folder_shows_the_names_to_resolve() -> None:
@@ -120,3 +131,56 @@ def test_in_full_precision_every_weight_is_the_stored_one(converted: Callable[[s
     assert {p.dtype for p in loaded.parameters()} == {torch.float32} == {loaded.dtype}
     assert loaded.config.dtype == loaded.config.text_config.dtype == torch.float32
     assert all(torch.equal(p, q.float()) for p, q in zip(loaded.parameters(), stored.parameters(), strict=True))
+
+
+def test_foreign_names_are_printed_as_they_are(converted: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(converted("v1"), tmp_path / "model")
+    save_file({"[/bold][link=x]y.\x1b[31mweight": torch.zeros(2)}, tmp_path / "model" / "model.safetensors")
+    console = Console(record=True, width=160)
+    print_inspection(inspect_folder(tmp_path / "model"), console)
+    text = console.export_text()
+    assert "[/bold][link=x]y" in text
+    assert "\x1b" not in text
+
+
+def test_head_in_the_weights_counts_as_untied(converted: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(converted("v1"), tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights.pop("language_model.lm_head.weight", None)
+    for head, expected in (({}, "head tied"), ({"language_model.lm_head.weight": torch.ones(2, 2)}, "head untied")):
+        save_file({**weights, **head}, tmp_path / "model" / "model.safetensors")
+        assert inspect_folder(tmp_path / "model").facts["LLM"].endswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "message"),
+    [
+        ("config.json", {"text_config": {"num_hidden_layers": 65536}}, "num_hidden_layers = 65536; at most 2000 are built"),
+        ("config.json", {"text_config": {"hidden_size": 65536}}, "another shape"),
+        ("generation_config.json", {"temperature": "warm"}, "temperature in generation_config.json must be float"),
+        ("generation_config.json", {"num_beams": 1e308}, "num_beams in generation_config.json must be int"),
+        ("generation_config.json", {"bad_words_ids": [["x"]]}, "bad_words_ids in generation_config.json is not supported"),
+        ("generation_config.json", {"eos_token_id": 2**63}, "eos_token_id must be a token id"),
+    ],
+)  # fmt: skip
+def test_edited_settings_are_refused_before_anything_is_built(
+    converted: Callable[[str], Path], tmp_path: Path, file: str, change: dict[str, Any], message: str
+) -> None:
+    shutil.copytree(converted("v1"), tmp_path / "edited")
+    path = tmp_path / "edited" / file
+    settings = json.loads(path.read_text())
+    for key, value in change.items():
+        settings[key] = {**settings[key], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="edited.*" + re.escape(message)):
+        Predictor.from_pretrained(tmp_path / "edited")
+
+
+def test_layers_that_the_weights_do_not_have_are_refused_before_they_are_built(model_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["towers"]["image"]["encoder"]["vision_config"]["num_hidden_layers"] = 10**7
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="num_hidden_layers = 10000000"):
+        inspect_folder(folder)

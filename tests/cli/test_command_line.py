@@ -54,11 +54,23 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         "from medmvl.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: pass\n"
-        "heavy = {'torch', 'transformers', 'gradio', 'pydicom', 'datasets'} & set(sys.modules)\n"
+        "heavy = {'torch', 'transformers', 'starlette', 'pydicom', 'datasets'} & set(sys.modules)\n"
         "assert not heavy, heavy"
     )
     text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    commands = ("quickstart", "train", "predict", "score", "ask", "evaluate", "demo", "list", "data", "checkpoint")
+    commands = (
+        "quickstart",
+        "train",
+        "predict",
+        "score",
+        "ask",
+        "explain",
+        "evaluate",
+        "demo",
+        "list",
+        "data",
+        "checkpoint",
+    )
     assert all(name in text for name in commands)
 
 
@@ -69,6 +81,7 @@ def test_help_names_every_command_and_imports_nothing_heavy():
         ["predict"],
         ["evaluate"],
         ["ask"],
+        ["explain"],
         ["demo"],
         ["data", "convert"],
         ["data", "check"],
@@ -90,6 +103,72 @@ def test_list_names_what_there_is(medmvl, kind):
     assert len(out.splitlines()) > 1
 
 
+def test_listed_names_are_the_registered_ones():
+    from medmvl.cli.list_parts import NAMES, _entries
+    from medmvl.data.converters import DATASETS
+    from medmvl.evaluation import BENCHMARKS
+    from medmvl.imaging import geometry_names
+    from medmvl.models.connectors import POOLINGS, PROJECTORS
+    from medmvl.models.encoders import ENCODERS
+    from medmvl.models.llms import LLM_FAMILIES
+
+    connectors = [f"pooling: {name}" for name in POOLINGS] + [f"projector: {name}" for name in PROJECTORS]
+    registered = {
+        "encoders": ENCODERS.names(),
+        "connectors": connectors,
+        "llms": list(LLM_FAMILIES),
+        "geometries": geometry_names(),
+        "benchmarks": BENCHMARKS.names(),
+    }
+    assert _entries("datasets") == sorted(DATASETS.names())
+    assert {kind: sorted(names) for kind, names in NAMES.items()} == {
+        kind: sorted(names) for kind, names in registered.items()
+    }, "Write the registered names into NAMES of medmvl/cli/list_parts.py."
+
+
+def test_list_imports_nothing_heavy(medmvl):
+    code = (
+        "import sys; sys.argv = ['medmvl', 'list']\n"
+        "from medmvl.cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'pydicom', 'datasets'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    text = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert {"siglip", "chatml", "ct-rate-long"} <= set(text.split())
+
+
+def test_version_and_short_help(medmvl):
+    import medmvl as package
+
+    assert medmvl("--version")[:2] == (0, f"medmvl {package.__version__}\n")
+    for arguments in (["-h"], ["data", "-h"], ["checkpoint", "inspect", "-h"]):
+        status, out, _ = medmvl(*arguments)
+        assert status == 0
+        assert "Usage" in out
+
+
+def test_shipped_recipe_is_found_by_its_name(medmvl):
+    _, _, err = medmvl("train", "tiny", "--dry-run", "--set", "stages.nowhere.lr=1")
+    assert "there is no item 'nowhere'. Known: adapt, align" in err
+    status, _, err = medmvl("train", "tinny", "--dry-run")
+    assert status == 2
+    assert "Did you mean 'tiny'" in err
+
+
+def test_several_questions_are_answered_in_order(medmvl, model_folder, media, tmp_path):
+    asked = ["ask", "--model", model_folder, "--image", media / "a.png", "--max-new-tokens", 3, "One?", "Two?"]
+    status, out, err = medmvl(*asked, "--json", "--out", tmp_path / "answers.json")
+    assert status == 0, err
+    printed = json.loads(out)
+    assert [row["question"] for row in printed["answers"]] == ["One?", "Two?"]
+    assert json.loads((tmp_path / "answers.json").read_text()) == printed
+    status, out, err = medmvl(*asked)
+    lines = [line for row in printed["answers"] for line in (row["question"], f"  {row['answer']}")]
+    assert "".join(out.split()) == "".join("".join(lines).split())
+
+
 def test_predict_then_score(medmvl, model_folder, data, media, tmp_path):
     out, scores = tmp_path / "out.jsonl", tmp_path / "scores.jsonl"
     common = ["--model", model_folder, "--data", data, "--volume-root", media]
@@ -101,6 +180,34 @@ def test_predict_then_score(medmvl, model_folder, data, media, tmp_path):
     status, _, err = medmvl("score", *common, "--out", scores)
     assert status == 0, err
     assert all(json.loads(line)["loss"] > 0 for line in scores.read_text().splitlines())
+
+
+def test_explain_writes_heat_map_picture_and_numbers(medmvl, model_folder, media, tmp_path):
+    given = ["explain", "--model", model_folder, "--answer", "A nodule. Yes.", "--levels", 1, "What is seen?"]
+    status, out, _ = medmvl(*given, "--volume", media / "a.npy", "--units", "HU", "--out", tmp_path / "v")
+    assert status == 0
+    assert "log-probability" in out
+    assert {"evidence.json", "evidence.png", "heat.nii.gz"} <= {path.name for path in (tmp_path / "v").iterdir()}
+    warnings = json.loads((tmp_path / "v" / "evidence.json").read_text())["warnings"]
+    assert "Probability of the sentence: " in out
+    assert "; with a neutral picture: " in out
+    assert warnings  # random weights hardly look at the picture
+    assert all(f"Warning: {warning}" in out for warning in warnings)
+    status, out, _ = medmvl(
+        *given,
+        "--image",
+        media / "a.png",
+        "--sentence",
+        "Yes.",
+        "--method",
+        "attention-preview",
+        "--out",
+        tmp_path / "i",
+    )
+    assert status == 0
+    assert "no evidence" in out
+    assert json.loads((tmp_path / "i" / "evidence.json").read_text())["sentence"] == "Yes."
+    assert not (tmp_path / "i" / "heat.nii.gz").exists()
 
 
 def test_ask_prints_the_answer(medmvl, model_folder, media):
@@ -123,6 +230,11 @@ def test_a_question_without_a_picture_is_answered_with_a_warning(medmvl, model_f
         (["ask", "--model", "nowhere", "What?"], r"nowhere is not a checkpoint folder"),
         (["ask", "--model", "{model}", "--image", "missing.png", "What?"], r"image missing\.png does not exist"),
         (["ask", "--model", "{model}", " "], "question is empty"),
+        (["explain", "--model", "{model}", "--out", "o", "What?"], "Give the picture"),
+        (
+            ["explain", "--model", "{model}", "--out", "o", "--method", "x", "What?"],
+            "Unknown method 'x'.*occlusion",
+        ),
         (["predict", "--model", "{model}", "--data", "no.json", "--out", "o.jsonl"], r"no\.json does not exist"),
         (["predict", "--model", "{model}", "--data", "x", "--out", "o", "--control", "blnk"], "Did you mean 'blank'"),
         (["predict", "--model", "{model}", "--data", "x", "--out", "o", "--dtype", "int3"], "Unknown dtype 'int3'"),
@@ -148,7 +260,7 @@ def test_debug_shows_where_it_went_wrong(medmvl):
         medmvl("ask", "--model", "nowhere", "What?", "--debug")
 
 
-def test_a_file_that_can_only_be_asked_is_said_to_be_so(medmvl, tmp_path):
+def test_file_without_answers_is_reported(medmvl, tmp_path):
     rows = [
         {"id": "a", "conversations": [{"from": "human", "value": "What?"}]},
         {"id": "b", "conversations": [{"from": "human", "value": "What?"}], "answer": "That."},
@@ -161,7 +273,7 @@ def test_a_file_that_can_only_be_asked_is_said_to_be_so(medmvl, tmp_path):
     assert "1 of them hold no answer" in out
 
 
-def test_asking_about_a_missing_volume_says_so_before_the_model_is_loaded(medmvl, tmp_path):
+def test_missing_volume_is_reported_before_model_loads(medmvl, tmp_path):
     status, _, err = medmvl("ask", "--model", tmp_path / "no-model", "--volume", tmp_path / "gone.nii.gz", "What?")
     assert status == 2
     assert "gone.nii.gz does not exist" in err

@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from medmvl.cli.data_convert import _flags
 from medmvl.cli.main import app
-from medmvl.data.phantoms import split_patients, write_slake
 from medmvl.errors import DataError
+from medmvl.phantoms import split_patients, write_slake
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_conversion_says_what_it_did(slake, tmp_path) -> None:
     out = tmp_path / "out"
     result = invoke("data", "convert", "slake", slake, "--out", out, "--multi-turn", "--set", "tasks=vqa")
     assert result.exit_code == 0, result.output
-    assert "Licence: CC BY 4.0" in result.stdout
+    assert "License: CC BY 4.0" in result.stdout
     assert "left out: 20 × language is 'zh'" in result.stdout
     assert json.loads((out / "report.json").read_text())["options"]["multi_turn"] is True
 

@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from medmvl.data.audit import audit
+from medmvl.data.converters import convert
 from medmvl.data.perceptual import SIDE, NearIndex, difference_hash, likeness
-from medmvl.data.phantoms import draw_patient, split_patients, write_slake
-from medmvl.data.prepare import convert
 from medmvl.errors import DataError
+from medmvl.phantoms import draw_patient, split_patients, write_slake
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_one_path_in_two_splits_is_the_same_file(slake) -> None:
     assert kinds(audit(files(slake))) == ["same file"]
 
 
-def test_a_record_twice_in_one_file_is_a_repetition_not_a_leak(slake) -> None:
+def test_repeated_record_in_one_file_is_no_leak(slake) -> None:
     append(files(slake)[0], id="twice")
     result = audit(files(slake))
     assert result.leaks == []
@@ -103,11 +103,11 @@ def test_missing_media_are_listed_and_missing_files_refused(slake) -> None:
 
 
 def test_likeness_tells_patients_apart() -> None:
-    films = [draw_patient(4, index).radiograph for index in range(8)]
-    for number, film in enumerate(films):
-        small = np.asarray(Image.fromarray(film).resize((90, 90)))
-        assert likeness(film, small) > 0.97
-        assert all(likeness(film, other) < 0.96 for other in films[number + 1 :])
+    radiographs = [draw_patient(4, index).radiograph for index in range(8)]
+    for number, radiograph in enumerate(radiographs):
+        small = np.asarray(Image.fromarray(radiograph).resize((90, 90)))
+        assert likeness(radiograph, small) > 0.97
+        assert all(likeness(radiograph, other) < 0.96 for other in radiographs[number + 1 :])
 
 
 def test_the_index_finds_exactly_what_comparing_all_finds() -> None:

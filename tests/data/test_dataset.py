@@ -12,6 +12,7 @@ import pytest
 from medmvl.data import dataset as dataset_module
 from medmvl.data.dataset import SampleDataset
 from medmvl.data.formats import write_records
+from medmvl.data.roots import MediaRoots
 from medmvl.errors import DataError
 
 
@@ -74,7 +75,7 @@ def test_media_are_absolute_and_stay_below_their_root(tmp_path):
     question = [{"from": "human", "value": "<image> What?"}, {"from": "gpt", "value": "A lung."}]
     rows = [{"id": p, "conversations": question, "image": p} for p in ("x.png", "../secret.png", "gone.png")]
     write_records(tmp_path / "d.jsonl", rows)
-    data = SampleDataset(tmp_path / "d.jsonl", image_root=tmp_path / "images")
+    data = SampleDataset(tmp_path / "d.jsonl", roots=MediaRoots(image=tmp_path / "images"))
     assert data[0].images == (str(tmp_path / "images" / "x.png"),)
     assert data.sample(1).images == ("../secret.png",)
     for index, words in ((1, "leaves the root"), (2, "does not exist")):

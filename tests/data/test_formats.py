@@ -6,8 +6,11 @@ import json
 
 import pytest
 
-from medmvl.data.formats import parse_record, read_records, read_samples, to_record, write_records
+from medmvl.data.dataset import SampleDataset
+from medmvl.data.formats import iter_located, read_records, read_samples, write_records
+from medmvl.data.record import parse_record, to_record
 from medmvl.errors import DataError
+from medmvl.files import resolve_under
 
 
 def turns(*texts):
@@ -134,3 +137,72 @@ def test_format_is_seen_by_content_not_by_suffix(tmp_path):
     file = tmp_path / "lines.json"
     file.write_text("\n".join(json.dumps(RECORD | {"id": str(i)}) for i in range(3)))
     assert [r["id"] for r in read_records(file)] == ["0", "1", "2"]
+
+
+ODD = {
+    "5000 digits": '{"id": "h", "n": ' + "9" * 5000 + "}",
+    "deep nesting": '{"id": "h", "n": ' + "[" * 100_000 + "]" * 100_000 + "}",
+    "half a surrogate pair": '{"id": "h", "conversations": [{"from": "human", "value": "\\ud83d?"}]}',
+    "not a number": '{"id": "h", "conversations": [{"from": "human", "value": "a?"}], "age": NaN}',
+    "a list as speaker": '{"id": "h", "conversations": [{"from": ["human"], "value": "a?"}]}',
+    "a list as part type": '{"id": "h", "messages": [{"role": "user", "content": [{"type": ["image"]}]}]}',
+    "nested extra": '{"id": "h", "conversations": [{"from": "human", "value": "a?"}], "n": '
+    + "[" * 150
+    + "]" * 150
+    + "}",
+}
+
+
+@pytest.mark.parametrize("text", ODD.values(), ids=ODD)
+@pytest.mark.parametrize("array", [False, True])
+def test_odd_record_is_one_fault_and_others_are_read(tmp_path, text, array):
+    good = json.dumps({"id": "g", "conversations": turns("a?", "b")})
+    file = tmp_path / "d.json"
+    file.write_text(f"[{text},\n{good}]" if array else f"{text}\n{good}\n")
+    faults, ids = [], []
+    for located in iter_located(file):
+        try:
+            if located.error is not None:
+                raise located.error
+            ids.append(parse_record(located.record, located.where).id)
+        except DataError as error:
+            faults.append(str(error))
+    assert ids == ["g"]
+    assert len(faults) == 1
+    assert len(faults[0]) < 400
+
+
+def test_blank_image_of_a_table_is_no_image():
+    assert parse_record({"id": "a", "conversations": turns("a?", "b"), "image": ""}, "f").images == ()
+    with pytest.raises(DataError, match="entry 1 of 'image' is empty"):
+        parse_record({"id": "a", "conversations": turns("<image><image>", "b"), "image": ["x.png", " "]}, "f")
+
+
+def test_pixels_are_not_shown_in_messages():
+    for image in ({"bytes": b"\x89PNG" * 1000, "path": None}, b"\x89PNG" * 1000):
+        with pytest.raises(DataError, match="data convert folder") as caught:
+            parse_record({"id": "a", "conversations": turns("<image>a?", "b"), "image": image}, "f")
+        assert len(str(caught.value)) < 300
+    with pytest.raises(DataError, match="data URI of 4022 characters"):
+        resolve_under("/tmp", "data:image/png;base64," + "A" * 4000, "image")
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "a\0b"])
+def test_path_no_file_system_takes_is_a_fault(tmp_path, name):
+    with pytest.raises(DataError, match="cannot be used"):
+        resolve_under(tmp_path, name, "image")
+
+
+@pytest.mark.parametrize("twice", ['"answer": "no", "answer": "yes"', '"extra": {"side": "left", "side": "right"}'])
+def test_key_that_stands_twice_is_a_fault_of_its_record(tmp_path, twice):
+    good = json.dumps(RECORD)
+    bad = good.replace('"answer": "lung"', twice)
+    (tmp_path / "a.jsonl").write_text(f"{good}\n{bad}\n{good}\n")
+    (tmp_path / "a.json").write_text(f"[{good},\n{bad},\n{good}]")
+    for name, place in (("a.jsonl", "a.jsonl, line 2"), ("a.json", "a.json, item 2")):
+        found = list(iter_located(tmp_path / name))
+        assert [item.error is None for item in found] == [True, False, True]
+        assert str(found[1].error).startswith(f"{place}: ")
+        assert "twice" in str(found[1].error)
+        with pytest.raises(DataError, match=place):
+            SampleDataset(tmp_path / name)[1]

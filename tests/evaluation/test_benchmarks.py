@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from medmvl.data.roots import media_root_of
 from medmvl.errors import EvaluationError
-from medmvl.evaluation import BENCHMARKS, evaluate_predictions, expand_benchmarks
-from medmvl.evaluation.model import media_root, own_records
-from medmvl.evaluation.published import TABLES
+from medmvl.evaluation import BENCHMARKS, EvaluationOptions, evaluate_predictions, expand_benchmarks
+from medmvl.evaluation.evaluate_model import benchmark_records
+from medmvl.evaluation.published import published_tables
 from medmvl.evaluation.report import LABELS
 from medmvl.evaluation.tasks import PROFILES, with_profile
 from medmvl.files import iter_jsonl, write_json, write_jsonl
@@ -26,7 +27,9 @@ def record(identifier, answer, prediction, **extra):
 
 def score(tmp_path, benchmark, *rows, **options):
     write_jsonl(tmp_path / "p.jsonl", rows)
-    return evaluate_predictions(tmp_path / "p.jsonl", benchmark, tmp_path / "out", **options)["benchmarks"][benchmark]
+    return evaluate_predictions(
+        tmp_path / "p.jsonl", benchmark, tmp_path / "out", options=EvaluationOptions(**options)
+    )["benchmarks"][benchmark]
 
 
 def test_the_promised_benchmarks_are_there():
@@ -38,7 +41,7 @@ def test_the_promised_benchmarks_are_there():
 def test_a_benchmark_states_its_facts(name):
     benchmark = BENCHMARKS[name]
     assert benchmark.name == name
-    assert all((benchmark.title, benchmark.about, benchmark.licence, benchmark.files))
+    assert all((benchmark.title, benchmark.about, benchmark.license, benchmark.files))
     assert {column.key for column in benchmark.columns} <= set(LABELS), "a column has no name for people"
 
 
@@ -49,7 +52,7 @@ def test_groups_expand_in_the_order_of_the_tables():
         expand_benchmarks(["paper2d"])
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.title)
+@pytest.mark.parametrize("table", published_tables(), ids=lambda table: table.title)
 def test_the_published_tables_are_well_formed(table):
     assert set(table.columns.values()) <= set(BENCHMARKS)
     assert all(len(cells) == len(table.columns) for _, cells, _ in table.rows)
@@ -58,7 +61,7 @@ def test_the_published_tables_are_well_formed(table):
             assert BENCHMARKS[benchmark].column(key)
 
 
-def test_own_records_are_scored_whatever_they_ask_and_are_nobodys_table(tmp_path):
+def test_own_records_have_no_published_row(tmp_path):
     rows = [
         record("a", "Yes", "yes.", task="anything"),
         record("b", "Left lung", "the left lung"),
@@ -71,7 +74,7 @@ def test_own_records_are_scored_whatever_they_ask_and_are_nobodys_table(tmp_path
     assert "this run" not in (tmp_path / "out" / "report.html").read_text()
 
 
-def test_ct_rate_has_both_bleu_flavours_and_letters(tmp_path):
+def test_ct_rate_has_both_bleu_flavors_and_letters(tmp_path):
     rows = [
         record("a", "(b) Mild recessions", "(a) Severe recessions", task="choice"),
         record("b", "(a) None", "(a) None", task="choice"),
@@ -146,6 +149,25 @@ def test_m3d_letters_and_words(tmp_path):
     assert model["bleu1"]["value"] == pytest.approx(0.5)
 
 
+def test_m3d_mean_over_question_types(tmp_path):
+    rows = [
+        record("a", "axial", "axial", task="vqa", question_type="plane"),
+        record("b", "axial", "coronal", task="vqa", question_type="plane"),
+        record("c", "axial", "axial", task="vqa", question_type="plane"),
+        record("d", "liver", "liver", task="vqa", question_type="organ"),
+        record("e", "liver", "spleen", task="vqa"),  # has no type
+        record("f", "B. liver", "B. liver", task="choice", answer_choice="B", question_type="organ"),
+        record("g", "A. axial", "B. axial", task="choice", answer_choice="A", question_type="plane"),
+        record("h", "A. axial", "B. axial", task="choice", answer_choice="A", question_type="plane"),
+    ]
+    model = score(tmp_path, "m3d-vqa", *rows)["model"]
+    assert model["bleu1"]["value"] == pytest.approx(3 / 5)
+    assert model["bleu1_over_types"]["value"] == pytest.approx((2 / 3 + 1) / 2)
+    assert model["bleu1_over_types"]["n"] == 4
+    assert model["letter_accuracy"]["value"] == pytest.approx(1 / 3)
+    assert model["letter_accuracy_over_types"]["value"] == pytest.approx(1 / 2)
+
+
 def test_another_profile_changes_columns_and_headline(tmp_path):
     rows = [
         record("a", "left lung", "lung", task="vqa", answer_type="OPEN", language="en"),
@@ -169,8 +191,8 @@ def test_a_file_of_other_tasks_is_refused(tmp_path):
 def test_the_part_of_a_converted_file_that_is_asked(tmp_path):
     source = tmp_path / "slake" / "test.jsonl"
     write_jsonl(source, [record("a", "x", "", task="vqa", language="en"), record("b", "y", "", task="refer")])
-    write_json(tmp_path / "slake" / "report.json", {"media_root": "../pictures"})
-    part = own_records(BENCHMARKS["slake-vqa"], source, tmp_path / "out")
+    write_json(tmp_path / "slake" / "report.json", {"dataset": "slake", "media_root": "../pictures"})
+    part = benchmark_records(BENCHMARKS["slake-vqa"], source, tmp_path / "out")
     assert [row["id"] for row in iter_jsonl(part)] == ["a"]
-    assert media_root(source).resolve() == (tmp_path / "pictures").resolve()
-    assert own_records(BENCHMARKS["phantom-2d"], source, tmp_path / "out") == source
+    assert media_root_of(source).resolve() == (tmp_path / "pictures").resolve()
+    assert benchmark_records(BENCHMARKS["phantom-2d"], source, tmp_path / "out") == source

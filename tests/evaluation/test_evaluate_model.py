@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from medmvl.data.roots import MediaRoots
 from medmvl.errors import DataError, EvaluationError
 from medmvl.evaluation import evaluate_model
 from medmvl.files import iter_jsonl, write_jsonl
@@ -39,7 +40,7 @@ def test_a_model_is_evaluated_beside_its_controls(tmp_path, model_folder, media,
     predictor = Predictor.from_pretrained(model_folder)
     results = evaluate_model(
         predictor, "phantom-2d", tmp_path / "data", tmp_path / "out", ["blank"],
-        image_root=media, options=SHORT, on_row=lambda done, total: counts.append((done, total)),
+        roots=MediaRoots(image=media), generation=SHORT, on_row=lambda done, total: counts.append((done, total)),
     )  # fmt: skip
     entry = results["benchmarks"]["phantom-2d"]
     assert entry["model"]["closed_accuracy"]["n"] == 6
@@ -51,7 +52,7 @@ def test_a_model_is_evaluated_beside_its_controls(tmp_path, model_folder, media,
     counts.clear()
     again = evaluate_model(
         predictor, "phantom-2d", records, tmp_path / "out", ["shuffled"],
-        image_root=media, options=SHORT, on_row=lambda done, total: counts.append((done, total)),
+        roots=MediaRoots(image=media), generation=SHORT, on_row=lambda done, total: counts.append((done, total)),
     )["benchmarks"]["phantom-2d"]  # fmt: skip
     assert len(counts) == 1  # only the new control was predicted, in one batch
     assert set(again["controls"]) == {"blank", "shuffled", "majority"}

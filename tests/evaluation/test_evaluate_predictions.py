@@ -8,7 +8,7 @@ import random
 import pytest
 
 from medmvl.errors import DataError, EvaluationError
-from medmvl.evaluation import evaluate_predictions, merge_results
+from medmvl.evaluation import EvaluationOptions, evaluate_predictions, merge_results
 from medmvl.files import read_json, write_jsonl
 
 
@@ -103,7 +103,7 @@ def test_faults_are_counted_named_and_stop_a_strict_run(tmp_path, phantom_rows):
     with path.open("a") as handle:
         handle.write('{"id": "cut off by a ki')
     with pytest.raises(EvaluationError, match="id seen twice: 0-closed"):
-        evaluate_predictions(path, "phantom-2d", tmp_path / "strict", strict=True)
+        evaluate_predictions(path, "phantom-2d", tmp_path / "strict", options=EvaluationOptions(strict=True))
     with pytest.raises(EvaluationError, match=r"10\.4% of the rows are faulty.*no prediction: 1 \(lost\)"):
         evaluate_predictions(path, "phantom-2d", tmp_path / "out")
     faults = read_json(tmp_path / "out" / "results.json")["benchmarks"]["phantom-2d"]["faults"]
@@ -116,7 +116,7 @@ def test_faults_are_counted_named_and_stop_a_strict_run(tmp_path, phantom_rows):
         "no reference answer": {"count": 1, "first": ["silent"]},
         "not JSON": {"count": 1, "first": ["line 67"]},
     }
-    evaluate_predictions(path, "phantom-2d", tmp_path / "out", max_faulty=0.2)
+    evaluate_predictions(path, "phantom-2d", tmp_path / "out", options=EvaluationOptions(max_faulty=0.2))
 
 
 def test_missing_answers_count_as_empty_and_unknown_ones_do_not_count(tmp_path, predictions, phantom_rows):
@@ -124,7 +124,10 @@ def test_missing_answers_count_as_empty_and_unknown_ones_do_not_count(tmp_path, 
     references.append({**references[-1], "id": "unasked"})
     write_jsonl(tmp_path / "data.jsonl", references)
     results = evaluate_predictions(
-        predictions, "phantom-2d", tmp_path / "out", references=tmp_path / "data.jsonl", max_faulty=0.1
+        predictions,
+        "phantom-2d",
+        tmp_path / "out",
+        options=EvaluationOptions(references=tmp_path / "data.jsonl", max_faulty=0.1),
     )
     entry = results["benchmarks"]["phantom-2d"]
     assert entry["faults"]["id not in the data"]["first"] == ["0-closed"]
@@ -138,7 +141,9 @@ def test_the_share_of_faulty_rows_counts_each_row_once(tmp_path, predictions, ph
     unasked = [{**references[0], "id": f"unasked-{number}"} for number in range(60)]
     write_jsonl(tmp_path / "data.jsonl", references + unasked)
     with pytest.raises(EvaluationError, match=r"50\.0% of the rows are faulty"):
-        evaluate_predictions(predictions, "phantom-2d", tmp_path / "out", references=tmp_path / "data.jsonl")
+        evaluate_predictions(
+            predictions, "phantom-2d", tmp_path / "out", options=EvaluationOptions(references=tmp_path / "data.jsonl")
+        )
 
 
 def test_files_that_cannot_be_read_say_so(tmp_path):
@@ -146,7 +151,7 @@ def test_files_that_cannot_be_read_say_so(tmp_path):
         evaluate_predictions(tmp_path / "none.jsonl", "phantom-2d", tmp_path)
     (tmp_path / "bad.jsonl").write_text('{"id": 1,')
     with pytest.raises(DataError, match="line 1"):
-        evaluate_predictions(tmp_path / "bad.jsonl", "phantom-2d", tmp_path, strict=True)
+        evaluate_predictions(tmp_path / "bad.jsonl", "phantom-2d", tmp_path, options=EvaluationOptions(strict=True))
     with pytest.raises(EvaluationError, match=r"not JSON: 1 \(line 1\)"):
         evaluate_predictions(tmp_path / "bad.jsonl", "phantom-2d", tmp_path)
     (tmp_path / "empty.jsonl").write_text("")

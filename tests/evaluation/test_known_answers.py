@@ -5,11 +5,18 @@ The numbers were run with rouge-score 0.1.2, sacrebleu 2.6.0, nltk 3.10.4, pycoc
 
 from __future__ import annotations
 
-import pytest
+import json
+from itertools import pairwise
+from pathlib import Path
 
-from medmvl.data.prepare.boxtext import box_text
-from medmvl.evaluation.metrics.boxes import box_iou, parse_boxes
+import pytest
+from nltk.translate.meteor_score import single_meteor_score
+from rouge_score import rouge_scorer
+
+from medmvl.data.converters.boxtext import box_text
+from medmvl.evaluation.metrics.boxes import box_iou, is_located, parse_boxes
 from medmvl.evaluation.metrics.cider import cider_d
+from medmvl.evaluation.metrics.meteor import meteor, word_tokens
 from medmvl.evaluation.metrics.ptb import ptb_tokens
 from medmvl.evaluation.text import normalize_word
 
@@ -215,6 +222,46 @@ def test_meteor_by_hand(score):
     assert score("meteor-exact-stem", ("clear", "effusion")) == 0
 
 
+RECORDED = [json.loads(line) for line in (Path(__file__).parent / "ptb_java.jsonl").read_text().splitlines()]
+
+
+def test_ptb_tokens_agree_with_recorded_java_output():
+    """617 report sentences, 5 of them cut in another way: "8a.m.", "'09", feet and inches, a final "no.", "SE:4"."""
+    different = [text for text, java in RECORDED if " ".join(ptb_tokens(text)) != java]
+    assert len(RECORDED) == 617
+    assert len(different) <= 5, different
+
+
+# Pairs with line breaks, double blanks, punctuation only and ___, scored with pycocoevalcap 1.2 (Java tokenizer for PTB).
+EDGES = json.loads((Path(__file__).parent / "coco_edge_pairs.json").read_text())
+
+
+@pytest.mark.parametrize("name", EDGES["scores"])
+def test_coco_scorers_on_line_breaks_blanks_and_punctuation(score, name):
+    assert score(name, *map(tuple, EDGES["pairs"])) == pytest.approx(EDGES["scores"][name], abs=EXACT)
+
+
+TEXTS = [text for text, _ in RECORDED]
+
+
+def test_rouge_is_that_of_the_package_rouge_score(score):
+    package = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=False)
+    for answer, reference in pairwise(text for text in TEXTS if text.isascii()):
+        found = package.score(reference, answer)
+        for name, key in (("rouge-1", "rouge1"), ("rouge-2", "rouge2"), ("rouge-l", "rougeL")):
+            assert score(name, (answer, reference)) == pytest.approx(found[key].fmeasure, abs=EXACT)
+
+
+def test_meteor_is_that_of_nltk_without_synonyms():
+    class NoSynonyms:
+        def synsets(self, word):
+            return []
+
+    for answer, reference in pairwise(TEXTS):
+        words = word_tokens(reference), word_tokens(answer)
+        assert meteor(answer, reference) == pytest.approx(single_meteor_score(*words, wordnet=NoSynonyms()), abs=EXACT)
+
+
 def test_llava_med_closed_rule(score):
     rule = "closed-accuracy-llava-med"
     assert score(rule, ("no effusion", "No"), answer_type="CLOSED") == 1
@@ -222,3 +269,11 @@ def test_llava_med_closed_rule(score):
     assert score(rule, ("left", "left"), answer_type="CLOSED") == 0
     assert score("open-precision", ("lung lung lobe", "left lung"), answer_type="OPEN") == pytest.approx(2 / 3)
     assert score("open-recall", ("lung lung lobe", "left lung"), answer_type="OPEN") == pytest.approx(2 / 3)
+
+
+def test_only_questions_for_boxes_are_scored_by_boxes(item):
+    facts = {"boxes": [[0, 0, 5, 5]], "image_size": [10, 10]}
+    assert is_located(item("", "{<0><0><50><50>}", task="refer", **facts))
+    assert not is_located(
+        item("", "nodule", "what object is in this location {<0><0><50><50>}", task="identify", **facts)
+    )

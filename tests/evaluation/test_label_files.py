@@ -7,7 +7,7 @@ import json
 import pytest
 
 from medmvl.errors import EvaluationError
-from medmvl.evaluation import evaluate_predictions
+from medmvl.evaluation import EvaluationOptions, evaluate_predictions
 from medmvl.evaluation.items import Faults
 from medmvl.evaluation.label_files import attach_labels, read_label_file
 from medmvl.files import write_jsonl
@@ -58,6 +58,6 @@ def test_outside_labels_are_scored(tmp_path):
     (tmp_path / "said.json").write_text(json.dumps({f"r{n}": {"Emphysema": int(n == 1)} for n in range(4)}))
     results = evaluate_predictions(
         tmp_path / "p.jsonl", "phantom-ct", tmp_path / "out",
-        labels=tmp_path / "true.json", predicted_labels=tmp_path / "said.json",
+        options=EvaluationOptions(labels=tmp_path / "true.json", predicted_labels=tmp_path / "said.json"),
     )  # fmt: skip
     assert results["benchmarks"]["phantom-ct"]["model"]["label_f1_micro"]["value"] == pytest.approx(2 / 3)

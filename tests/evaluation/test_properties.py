@@ -19,11 +19,13 @@ FINDINGS = ("Lung nodule", "Pleural effusion", "Lung opacity")
 # How to write a reference of each kind, given a drawn sentence: what the metric expects to find in it.
 LETTERED = [name for name in METRICS if name.startswith("letter-accuracy")]
 BOXED = ["miou", "acc-iou50", "miou-unimed"]
-LABELLED = [name for name in METRICS if name.startswith("label-f1")]
+LABELED = [name for name in METRICS if name.startswith("label-f1")]
 CLOSED = [name for name in METRICS if name.startswith("closed-accuracy")]
-WORDED = [name for name in METRICS if name not in (*LETTERED, *BOXED, *LABELLED, *CLOSED)]
+WORDED = [name for name in METRICS if name not in (*LETTERED, *BOXED, *LABELED, *CLOSED)]
 # METEOR's chunk penalty keeps even a perfect answer a little below 1; CIDEr's scale is 0 to 10.
 BELOW_ONE = {"meteor-exact-stem": 0.99, "meteor-m3d": 0.99}
+#: Of the model's confidences, which these predictions do not hold: nothing is scored.
+CONFIDENCES = {"accuracy-at-threshold", "brier-of-the-answer", "coverage-at-threshold", "ece-10-bins"}
 UNBOUNDED = {"cider-d-corpus-ptb", "cider-d-corpus-whitespace"}
 
 
@@ -44,7 +46,7 @@ def make_items(name: str, texts: list[str], answers: list[str] | None = None) ->
     items = []
     for number, (reference, answer) in enumerate(zip(references, said, strict=True)):
         chinese = any(character > "\u3000" for character in reference)
-        labels = {finding: int(finding.split()[-1] in reference) for finding in FINDINGS} if name in LABELLED else {}
+        labels = {finding: int(finding.split()[-1] in reference) for finding in FINDINGS} if name in LABELED else {}
         extra = {**record, "labels": labels, "predicted_labels": {f: int(f.split()[-1] in answer) for f in FINDINGS}}
         items.append(Item(f"i{number}", "?", reference, answer, f"p{number // 2}", extra, chinese))
     return items
@@ -68,9 +70,11 @@ def test_the_order_of_items_changes_nothing(name, texts, seed):
 @given(texts=st.lists(sentence, min_size=2, max_size=6))
 def test_a_perfect_prediction_scores_one(name, texts):
     score = score_metric(METRICS[name], make_items(name, texts))
-    if name in LABELLED and math.isnan(score.value):
+    if name in LABELED and math.isnan(score.value):
         return  # no drawn sentence names a finding: F1 is not defined
-    if name in UNBOUNDED:
+    if name in CONFIDENCES:
+        assert math.isnan(score.value)
+    elif name in UNBOUNDED:
         assert score.value >= 0
     elif name in BELOW_ONE:
         assert BELOW_ONE[name] <= score.value <= 1
@@ -85,7 +89,7 @@ def test_an_empty_prediction_scores_zero_or_is_dropped(name, texts):
     score = score_metric(METRICS[name], make_items(name, texts, [""] * len(texts)))
     assert score.empty == len(texts)
     if math.isnan(score.value):  # COCO on PTB tokens drops empty answers, and says how many; label F1 may lack findings
-        assert name in LABELLED or score.dropped == len(texts)
+        assert name in LABELED or score.dropped == len(texts)
     else:
         assert score.value == pytest.approx(0, abs=1e-6)
 

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 from medmvl.errors import EvaluationError, MissingExtraError
-from medmvl.evaluation import evaluate_predictions
+from medmvl.evaluation import EvaluationOptions, evaluate_predictions
 from medmvl.evaluation.radeval import radeval_scores
 from medmvl.files import read_json, write_jsonl
 
@@ -70,7 +70,7 @@ def test_a_package_that_a_metric_needs_is_named(package, item):
         radeval_scores(reports(item), ["ratescore"])
 
 
-def test_the_package_is_found_under_the_name_that_its_own_code_imports(package, item):
+def test_package_is_found_under_its_import_name(package, item):
     radeval_scores(reports(item), ["radgraph"])
     assert sys.modules["RadEval"] is sys.modules["radeval"]
 
@@ -81,7 +81,12 @@ def test_clinical_metrics_stand_in_all_three_files(package, monkeypatch, tmp_pat
     rows = [{"id": str(n), "conversations": turns, "task": "report", "prediction": "x" * n} for n in range(3)]
     write_jsonl(tmp_path / "p.jsonl", rows)
     with pytest.raises(EvaluationError, match="could not run 'green'"):  # after the others were written
-        evaluate_predictions(tmp_path / "p.jsonl", "mimic-cxr", tmp_path / "out", radeval=["green", "radgraph"])
+        evaluate_predictions(
+            tmp_path / "p.jsonl",
+            "mimic-cxr",
+            tmp_path / "out",
+            options=EvaluationOptions(radeval=["green", "radgraph"]),
+        )
     entry = read_json(tmp_path / "out" / "results.json")["benchmarks"]["mimic-cxr"]
     assert entry["model"]["bleu1"]
     assert entry["model"]["radeval_radgraph_partial"]["n"] == 2

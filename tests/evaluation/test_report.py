@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from medmvl.evaluation import evaluate_predictions
+from medmvl.data.roots import MediaRoots
+from medmvl.evaluation import EvaluationOptions, evaluate_predictions
 from medmvl.evaluation.curves import loss_curve
-from medmvl.evaluation.pictures import PREDICTED_COLOUR, TRUTH_COLOUR, MediaRoots, draw_case
+from medmvl.evaluation.pictures import PREDICTED_COLOR, TRUTH_COLOR, draw_case
 from medmvl.evaluation.report import write_report
 from medmvl.files import read_json, write_jsonl
 
@@ -29,8 +30,9 @@ def page(tmp_path_factory, phantom_rows, media):
     write_jsonl(tmp_path / "p.jsonl", rows)
     write_jsonl(tmp_path / "b.jsonl", [{**row, "prediction": "no"} for row in rows])
     evaluate_predictions(
-        tmp_path / "p.jsonl", "phantom-2d", tmp_path / "out", {"blank": tmp_path / "b.jsonl"}, image_root=media, log=LOG
-    )
+        tmp_path / "p.jsonl", "phantom-2d", tmp_path / "out", {"blank": tmp_path / "b.jsonl"},
+        roots=MediaRoots(image=media), options=EvaluationOptions(log=LOG),
+    )  # fmt: skip
     return tmp_path / "out" / "report.html"
 
 
@@ -72,8 +74,8 @@ def pixels(picture):
     return np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
 
 
-def near(array, colour):
-    return np.abs(array - np.array(colour)).sum(-1) < 90
+def near(array, color):
+    return np.abs(array - np.array(color)).sum(-1) < 90
 
 
 def test_boxes_are_drawn_where_they_are(item, tmp_path):
@@ -84,10 +86,10 @@ def test_boxes_are_drawn_where_they_are(item, tmp_path):
     drawn = pixels(draw_case(asked, MediaRoots(image=tmp_path)))
     height, width, _ = drawn.shape
     assert (height, width) == (180, 360)
-    rows, columns = np.nonzero(near(drawn, TRUTH_COLOUR))
+    rows, columns = np.nonzero(near(drawn, TRUTH_COLOR))
     assert columns.min() == pytest.approx(0.1 * width, abs=3)
     assert rows.max() == pytest.approx(0.6 * height, abs=3)
-    rows, columns = np.nonzero(near(drawn, PREDICTED_COLOUR))
+    rows, columns = np.nonzero(near(drawn, PREDICTED_COLOR))
     assert columns.max() == pytest.approx(0.9 * width, abs=3)
     assert rows.min() == pytest.approx(0.2 * height, abs=3)
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from medmvl.evaluation.metrics import METRICS
-from medmvl.evaluation.metrics.base import mean_of_sums
+from medmvl.evaluation.metrics.metric import mean_of_sums
 from medmvl.evaluation.scoring import Answers, compare_answers, score_metric
 from medmvl.evaluation.statistics import bootstrap_interval, cluster_sums, paired_test
-from medmvl.evaluation.tasks.base import Column
+from medmvl.evaluation.tasks.benchmark import Column
 
 ACCURACY = METRICS["accuracy"]
 

@@ -1,4 +1,4 @@
-"""Jobs run in the order of their needs, some at a time; a failure stops only what needs it."""
+"""Jobs run in the order of their needs; a failure stops only the jobs that need the failed one."""
 
 from __future__ import annotations
 
@@ -9,19 +9,23 @@ import subprocess
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
-from medmvl.experiments.compare.jobs import LOG, Job, Workers, medmvl_command
+from medmvl.errors import BusyError
+from medmvl.experiments.compare import comparison
+from medmvl.experiments.compare.jobs import LOG, Job, medmvl_command, run_in_sequence, run_on_ray
+from medmvl.files import OutputLock
 
 
 def job(tmp_path, key, code="pass", **settings):
     return Job(key, f"run: {key}", [sys.executable, "-c", code], tmp_path / key, **settings)
 
 
-def run(jobs, slots=1):
+def run(jobs, runner=run_in_sequence):
     order = []
-    outcomes = Workers(slots).run(jobs, lambda outcome: order.append(outcome.job.key))
+    outcomes = runner(jobs, lambda outcome: order.append(outcome.job.key))
     return order, {outcome.job.key: outcome for outcome in outcomes}
 
 
@@ -48,7 +52,7 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(tmp_path):
     assert "why" in (tmp_path / "bad" / LOG).read_text()
 
 
-def test_what_is_done_is_not_run_again_and_what_needs_it_runs(tmp_path):
+def test_finished_jobs_are_skipped_and_dependents_run(tmp_path):
     jobs = [job(tmp_path, "a", "raise SystemExit(1)", done=lambda: True), job(tmp_path, "b", needs=("a",))]
     order, outcomes = run(jobs)
     assert order == ["b"]
@@ -56,14 +60,47 @@ def test_what_is_done_is_not_run_again_and_what_needs_it_runs(tmp_path):
     assert outcomes["b"].status == 0
 
 
-def test_slots_run_side_by_side_and_cost_is_measured(tmp_path):
-    code = "import time; data = bytearray(60_000_000); time.sleep(0.6)"
+def test_cost_is_measured(tmp_path):
+    code = "import time; data = bytearray(60_000_000); time.sleep(0.2)"
+    _, outcomes = run([job(tmp_path, "a", code)])
+    assert outcomes["a"].seconds >= 0.2
+    assert outcomes["a"].peak_memory > 60_000_000
+
+
+@pytest.mark.slow
+def test_ray_runs_jobs_at_a_time_and_respects_needs(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    code = "import os, time; data = bytearray(60_000_000); time.sleep(3); print(os.environ['OMP_NUM_THREADS'])"
+    jobs = [
+        job(tmp_path, "child", needs=("a",)),
+        job(tmp_path, "a", code),
+        job(tmp_path, "b", code),
+        job(tmp_path, "bad", "raise SystemExit(3)", needs=("b",)),
+        job(tmp_path, "grandchild", needs=("bad",)),
+        job(tmp_path, "old", "raise SystemExit(1)", done=lambda: True),
+    ]
     begun = time.monotonic()
-    _, outcomes = run([job(tmp_path, key, code) for key in "ab"], slots=2)
-    overlap = sum(outcome.seconds for outcome in outcomes.values()) - (time.monotonic() - begun)
-    assert overlap > 0.3  # one after the other there would be none
-    assert all(outcome.seconds >= 0.6 for outcome in outcomes.values())
-    assert all(outcome.peak_memory > 60_000_000 for outcome in outcomes.values())
+    try:
+        order, outcomes = run(jobs, run_on_ray)
+        seconds = time.monotonic() - begun
+    finally:
+        ray.shutdown()
+    assert {key: outcome.status for key, outcome in outcomes.items()} == {
+        "a": 0,
+        "b": 0,
+        "child": 0,
+        "old": 0,
+        "bad": 3,
+        "grandchild": -1,
+    }
+    assert set(order) == {"a", "b", "child", "bad"}
+    assert order.index("a") < order.index("child")
+    assert sum(outcome.seconds for outcome in outcomes.values()) >= 6
+    assert outcomes["a"].peak_memory > 60_000_000
+    assert (tmp_path / "a" / LOG).read_text().split() == ["3"]
+    assert seconds < 120
 
 
 def test_what_is_shared_is_prepared_right_before_the_command(tmp_path):
@@ -74,15 +111,6 @@ def test_what_is_shared_is_prepared_right_before_the_command(tmp_path):
     assert prepare.key == ready.key
     assert run([ready])[1]["a"].status == 0
     assert "prepared" in (tmp_path / "a" / LOG).read_text()
-
-
-def test_a_slot_sees_its_own_gpus_and_its_share_of_the_cores(tmp_path, monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    code = "import os; print(os.environ['CUDA_VISIBLE_DEVICES'], os.environ['OMP_NUM_THREADS'])"
-    Workers(2, ["0,1", "2,3"]).run([job(tmp_path, key, code) for key in "ab"], lambda outcome: None)
-    seen = {(tmp_path / key / LOG).read_text().split()[0] for key in "ab"}
-    assert seen <= {"0,1", "2,3"}
-    assert seen
 
 
 def test_ending_the_runner_ends_its_processes(tmp_path):
@@ -101,14 +129,14 @@ def test_ending_the_runner_ends_its_processes(tmp_path):
     begun = time.monotonic()
     spent = []
     with pytest.raises(KeyboardInterrupt):
-        Workers(1).run([job(tmp_path, "a", code)], spent.append)
+        run_in_sequence([job(tmp_path, "a", code)], spent.append)
     assert [outcome.status for outcome in spent] == [-signal.SIGTERM]
     killer.join()
     assert time.monotonic() - begun < 20
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_process_that_outlived_its_runner_is_waited_for_not_joined(tmp_path):
+def test_orphaned_process_is_waited_for(tmp_path):
     done = tmp_path / "a" / "finished"
     code = f"import pathlib, time; time.sleep(2.5); pathlib.Path({str(done)!r}).touch()"
     (tmp_path / "a").mkdir()
@@ -117,7 +145,7 @@ def test_a_process_that_outlived_its_runner_is_waited_for_not_joined(tmp_path):
         orphan = subprocess.Popen([sys.executable, "-c", code], stdout=log)
     said = []
     again = job(tmp_path, "a", "raise SystemExit(1)", done=done.exists)
-    [outcome] = Workers(1, announce=said.append).run([again], lambda outcome: None)
+    [outcome] = run_in_sequence([again], lambda outcome: None, said.append)
     assert orphan.wait() == 0
     assert outcome.skipped
     assert outcome.status == 0
@@ -128,3 +156,11 @@ def test_the_command_line():
     assert medmvl_command("train", "r.yaml")[1:] == ["-m", "medmvl.cli.main", "train", "r.yaml"]
     launched = medmvl_command("train", "r.yaml", processes=2)
     assert launched[1:5] == ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def test_two_comparisons_cannot_share_a_folder(tmp_path, monkeypatch):
+    for name in ("load_matrix", "expand"):
+        monkeypatch.setattr(comparison, name, lambda *_: None)
+    monkeypatch.setattr(comparison, "Plan", lambda *_: SimpleNamespace(runs=[]))
+    with OutputLock(tmp_path / "out", folder=True), pytest.raises(BusyError):
+        comparison.compare(tmp_path / "matrix.yaml", tmp_path / "out")

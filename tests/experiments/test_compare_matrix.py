@@ -1,4 +1,4 @@
-"""A matrix: checked, expanded, and its shared stages recognised."""
+"""A matrix: checked, expanded, and its shared stages recognized."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import yaml
 
 from medmvl.errors import EvaluationError, RecipeError
 from medmvl.experiments.compare import expand, load_matrix
-from medmvl.experiments.compare.run import Plan
+from medmvl.experiments.compare.comparison import Plan
 from medmvl.training.shipped import recipes_folder
 
 MATRIX = {
@@ -59,7 +59,7 @@ def test_a_stage_is_shared_only_if_all_before_it_is_equal(write):
     assert not set(slow) & set(seed)
 
 
-def test_what_does_not_change_a_result_does_not_split_a_stage(write):
+def test_neutral_settings_keep_stages_shared(write):
     plain = runs_of(write())[0]
     saved = runs_of(write(set={"stages.align.max_steps": 2, "stages.align.save_every": 7, "run.workers": 1}))[0]
     longer = runs_of(write(set={"stages.align.max_steps": 3}))[0]

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from medmvl.data.check import check_records
-from medmvl.data.phantoms import draw_patient
-from medmvl.data.phantoms.first_texts import write_closed, write_readings
 from medmvl.errors import RecipeError
 from medmvl.experiments.quickstart import PATIENTS, Quickstart, patient_counts, quickstart, recipe
+from medmvl.phantoms import draw_patient
+from medmvl.phantoms.warmup_texts import write_closed, write_text_only_patients
 from medmvl.training.recipe_io import load_recipe
 
 
@@ -31,10 +31,10 @@ def test_counts_stay_even_so_that_pairs_of_patients_stay_together():
     assert all(count % 2 == 0 for scale in (0.02, 0.1, 0.33) for count in patient_counts(scale).values())
 
 
-def test_readings_are_valid_records_about_nobody_who_is_drawn(tmp_path):
-    path = tmp_path / "readings.jsonl"
-    write_readings(path, seed=0, count=4)
-    assert check_records(path, tmp_path, tmp_path) == []
+def test_text_only_patients_are_valid_records_about_nobody_who_is_drawn(tmp_path):
+    path = tmp_path / "text-only-patients.jsonl"
+    write_text_only_patients(path, seed=0, count=4)
+    assert check_records(path) == []
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert len(rows) == 4
     assert all(int(row["id"].rpartition("-")[2]) >= 1_000_000 for row in rows)

@@ -51,7 +51,7 @@ def slice_dataset(stored: np.ndarray, position: tuple[float, float, float], **ch
 
 
 def write_series(folder: Path, hu: np.ndarray, *, step: float = 2.0, shuffle: bool = True, **changes: Any) -> Path:
-    """Write (D, H, W) HU as a series whose first slice lies at the feet; file names say nothing about the order."""
+    """Write (D, H, W) HU as a series with the first slice at the feet; the order of the file names is random."""
     folder.mkdir(parents=True, exist_ok=True)
     names = np.random.default_rng(0).permutation(len(hu)) if shuffle else np.arange(len(hu))
     for index, plane in enumerate(hu):

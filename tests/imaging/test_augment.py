@@ -1,11 +1,11 @@
-"""Augmentation: deterministic by (seed, epoch, id), and left stays left."""
+"""Augmentation is deterministic by (seed, epoch, id) and preserves patient sides."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from medmvl.imaging.augment import Augmentation, names_a_side
+from medmvl.imaging.preprocessing.augment import Augmentation, names_a_side
 
 NOTHING = {"rotate": 0, "scale": 0, "shift": 0, "contrast": 0, "brightness": 0, "noise": 0}
 
@@ -20,11 +20,11 @@ def volume() -> torch.Tensor:
 
 def side_of_the_marker(tensor: torch.Tensor) -> str:
     weights = (tensor.float() - 150).clamp(min=0).sum((0, 1, 2))
-    centre = float((weights * torch.arange(40)).sum() / weights.sum())
-    return "left" if centre > 19.5 else "right"
+    center = float((weights * torch.arange(40)).sum() / weights.sum())
+    return "left" if center > 19.5 else "right"
 
 
-def test_same_seed_epoch_and_id_give_the_same_and_others_another() -> None:
+def test_result_depends_on_seed_epoch_and_id_only() -> None:
     augment = Augmentation()
     first = augment(volume(), seed=1, epoch=2, sample_id="a")
     assert torch.equal(first, augment(volume(), seed=1, epoch=2, sample_id="a"))
@@ -97,7 +97,7 @@ def test_values_stay_in_range_and_bad_settings_are_refused() -> None:
         Augmentation(rotate=90)
 
 
-def test_several_volumes_of_a_sample_are_moved_differently_but_mirrored_alike() -> None:
+def test_volumes_of_a_sample_are_mirrored_together() -> None:
     augment = Augmentation(noise=0)
     one, other = (augment(volume(), seed=0, epoch=0, sample_id="a", item=n) for n in range(2))
     assert not torch.equal(one, other)
@@ -116,13 +116,13 @@ def test_the_mirror_runs_along_the_axis_between_the_sides() -> None:
     assert torch.equal(changed.transpose(-1, -2), volume().flip(-1))
 
 
-def test_a_normalisation_may_come_before_it() -> None:
+def test_a_normalization_may_come_before_it() -> None:
     augment = Augmentation(brightness=0.3, contrast=0.5, noise=0.1)
-    grey = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0))
+    gray = torch.rand(3, 20, 20, generator=torch.Generator().manual_seed(0))
     mean, std = torch.tensor([0.48, 0.45, 0.40])[:, None, None], torch.tensor([0.26, 0.27, 0.21])[:, None, None]
     settings = {"seed": 0, "epoch": 0, "sample_id": "a"}
-    after = (augment(grey, value_range=(0.0, 1.0), **settings) - mean) / std
-    before = augment((grey - mean) / std, value_range=((0 - mean) / std, (1 - mean) / std), **settings)
+    after = (augment(gray, value_range=(0.0, 1.0), **settings) - mean) / std
+    before = augment((gray - mean) / std, value_range=((0 - mean) / std, (1 - mean) / std), **settings)
     torch.testing.assert_close(before, after, rtol=0, atol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Series folders: order, rescale, duplicates, gaps, several series, tilt, and what is left out."""
+"""Series folders: order, rescale, duplicates, gaps, several series, tilt and unused files."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_values_that_do_not_fit_int16_become_float(tmp_path: Path) -> None:
     for index in range(3):
         stored = np.full((4, 5), 65535, dtype=np.uint16)
         slice_dataset(stored, (0, 0, 2.0 * index)).save_as(tmp_path / f"{index}.dcm", enforce_file_format=True)
-    volume = read_volume(tmp_path)
+    volume = read_volume(tmp_path, units="HU")
     assert volume.array.dtype == np.float32
     assert volume.array.max() == 65535 - 1024
 
@@ -67,7 +67,7 @@ def test_padding_becomes_air(tmp_path: Path) -> None:
     assert any("padding" in step for step in volume.history)
 
 
-def test_missing_slices_are_refused_with_positions_and_filled_if_asked(tmp_path: Path) -> None:
+def test_missing_slices_are_refused_or_filled(tmp_path: Path) -> None:
     hu = np.arange(8, dtype=np.int16)[:, None, None] * 100 * np.ones((8, 4, 5), dtype=np.int16) - 1000
     write_series(tmp_path, hu, shuffle=False)
     (tmp_path / "0003.dcm").unlink()
@@ -91,7 +91,7 @@ def test_irregular_spacing_is_refused(tmp_path: Path) -> None:
         read_volume(tmp_path)
 
 
-def test_a_copy_is_dropped_and_a_second_scan_is_refused(tmp_path: Path) -> None:
+def test_copy_is_dropped_but_second_scan_refused(tmp_path: Path) -> None:
     hu = random_hu()
     write_series(tmp_path, hu, shuffle=False)
     (tmp_path / "copy.dcm").write_bytes((tmp_path / "0002.dcm").read_bytes())
@@ -126,7 +126,7 @@ def test_two_acquisitions_in_one_series_are_told_apart(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_volume(tmp_path, series="#2").array, second)
 
 
-def test_mixed_orientations_are_refused_and_a_plane_can_be_chosen(tmp_path: Path) -> None:
+def test_mixed_orientations_need_a_choice(tmp_path: Path) -> None:
     hu = random_hu()
     write_series(tmp_path / "a", hu)
     for index in range(3):
@@ -139,7 +139,7 @@ def test_mixed_orientations_are_refused_and_a_plane_can_be_chosen(tmp_path: Path
     np.testing.assert_array_equal(read_volume(tmp_path, series="axial").array, hu)
 
 
-def test_localizers_reports_and_foreign_files_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_localizers_reports_and_foreign_files_are_counted(tmp_path: Path) -> None:
     hu = random_hu()
     write_series(tmp_path, hu)
     scout = slice_dataset(
@@ -173,11 +173,9 @@ def test_bad_folders_and_files(tmp_path: Path) -> None:
     single.save_as(tmp_path / "one.dcm", enforce_file_format=True)
     with pytest.raises(ImagingError, match="single slice"):
         read_volume(tmp_path)
-    for keyword, value in (("ImagePositionPatient", None), ("PixelSpacing", None)):
-        folder = tmp_path / keyword
-        write_series(folder, random_hu(), **{keyword: value})
-        with pytest.raises(ImagingError, match="without position, orientation or usable spacing"):
-            read_volume(folder)
+    write_series(tmp_path / "unplaced", random_hu(), ImagePositionPatient=None)
+    with pytest.raises(ImagingError, match=r"without position or orientation.*one by one, as images"):
+        read_volume(tmp_path / "unplaced", spacing=(2.0, 0.8, 0.7))
 
 
 def test_truncated_slice_is_named(tmp_path: Path) -> None:
@@ -188,13 +186,59 @@ def test_truncated_slice_is_named(tmp_path: Path) -> None:
         read_volume(tmp_path)
 
 
-@pytest.mark.parametrize(("mm", "message"), [(0.0, "usable spacing"), (500.0, "cannot be right")])
+@pytest.mark.parametrize(("mm", "message"), [(0.0, "no usable PixelSpacing"), (500.0, "cannot be right")])
 def test_absurd_spacing_is_refused(mm: float, message: str, tmp_path: Path) -> None:
     write_series(tmp_path, random_hu(), PixelSpacing=[mm, mm])
     with pytest.raises(ImagingError, match=message):
         read_volume(tmp_path)
-    if mm:
-        assert read_volume(tmp_path, spacing=(2.0, 1.0, 1.0)).spacing == pytest.approx((2.0, 1.0, 1.0))
+    assert read_volume(tmp_path, spacing=(2.0, 1.0, 1.0)).spacing == pytest.approx((2.0, 1.0, 1.0))
+
+
+@pytest.mark.parametrize("stated", [None, [], [0.8], ["a", "b"]])
+def test_slices_without_pixel_spacing_take_a_declared_one(stated: list[float] | None, tmp_path: Path) -> None:
+    hu = random_hu()
+    write_series(tmp_path / "a", hu)
+    write_series(tmp_path / "b", hu, PixelSpacing=None if stated is None or "a" in stated else stated)
+    if stated == ["a", "b"]:
+        for file in (tmp_path / "b").iterdir():
+            data = pydicom.dcmread(file)
+            data["PixelSpacing"] = pydicom.dataelem.RawDataElement(
+                pydicom.tag.Tag("PixelSpacing"), "DS", 4, b"0,8\\0,7 ", 0, False, True
+            )
+            data.save_as(file)
+    with pytest.raises(ImagingError, match=r"no usable PixelSpacing.*spacing=\(2, y, x\)"):
+        read_volume(tmp_path / "b")
+    told = read_volume(tmp_path / "b", spacing=(2.0, 0.8, 0.7))
+    np.testing.assert_array_equal(told.array, hu)
+    np.testing.assert_allclose(told.affine, read_volume(tmp_path / "a").affine)
+    assert any("as declared" in step for step in told.history)
+
+
+@pytest.mark.parametrize(
+    ("cosines", "steps", "mm"),
+    [((0, 1, 0, 0, 0, -1), (3, 0, 0), (0.8, 0.7, 3.0)), ((1, 0, 0, 0, 0, -1), (0, 3, 0), (0.8, 3.0, 0.7))],
+)
+def test_declared_spacing_of_other_planes_is_that_of_the_patient(cosines, steps, mm, tmp_path: Path) -> None:
+    for index, stored in enumerate((random_hu() + 1024).astype(np.uint16)):
+        for name, spacing in (("a", [0.8, 0.7]), ("b", None)):
+            (tmp_path / name).mkdir(exist_ok=True)
+            position = tuple(float(index * step) for step in steps)
+            data = slice_dataset(stored, position, ImageOrientationPatient=list(cosines), PixelSpacing=spacing)
+            data.save_as(tmp_path / name / f"{index}.dcm", enforce_file_format=True)
+    stated, told = read_volume(tmp_path / "a"), read_volume(tmp_path / "b", spacing=mm)
+    np.testing.assert_allclose(told.affine, stated.affine, atol=1e-9)
+    np.testing.assert_array_equal(told.array, stated.array)
+
+
+def test_one_slice_without_pixel_spacing_is_named(tmp_path: Path) -> None:
+    write_series(tmp_path, random_hu(), shuffle=False)
+    file = tmp_path / "0003.dcm"
+    data = pydicom.dcmread(file)
+    del data.PixelSpacing
+    data.save_as(file)
+    for spacing in (None, (2.0, 0.8, 0.7)):
+        with pytest.raises(ImagingError, match=r"0003\.dcm belongs to the series but has no usable PixelSpacing"):
+            read_volume(tmp_path, spacing=spacing)
 
 
 def test_other_modalities_are_arbitrary(tmp_path: Path) -> None:
@@ -211,7 +255,7 @@ def test_size_limit_comes_before_the_pixels(tmp_path: Path) -> None:
 
 
 def test_uids_differ_but_nothing_else_does(tmp_path: Path) -> None:
-    """Every SOP instance UID is new, as after an anonymiser: the volume is the same."""
+    """New SOP instance UIDs, as written by an anonymizer, do not change the volume."""
     hu = random_hu()
     volume = read_volume(write_series(tmp_path, hu, StudyInstanceUID=generate_uid()))
     np.testing.assert_array_equal(volume.array, hu)
@@ -223,7 +267,7 @@ def test_a_slope_of_zero_is_refused(tmp_path: Path) -> None:
         read_volume(tmp_path)
 
 
-def test_a_stray_slice_of_the_series_is_not_dropped_silently(tmp_path: Path) -> None:
+def test_stray_slice_of_the_series_is_reported(tmp_path: Path) -> None:
     hu = random_hu()
     write_series(tmp_path, hu)
     stray = slice_dataset(
@@ -235,7 +279,7 @@ def test_a_stray_slice_of_the_series_is_not_dropped_silently(tmp_path: Path) -> 
     assert any("1 slice(s) of the series with another orientation" in warning for warning in volume.warnings)
 
 
-def test_a_spacing_written_to_more_digits_is_the_same(tmp_path: Path) -> None:
+def test_spacing_with_more_digits_is_the_same(tmp_path: Path) -> None:
     hu = random_hu()
     write_series(tmp_path, hu, shuffle=False)
     last = slice_dataset(
@@ -245,7 +289,7 @@ def test_a_spacing_written_to_more_digits_is_the_same(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_volume(tmp_path).array, hu)
 
 
-def test_a_slice_cut_anywhere_is_named_even_at_the_end_of_the_stack(tmp_path: Path) -> None:
+def test_slice_cut_at_any_byte_is_named(tmp_path: Path) -> None:
     write_series(tmp_path, random_hu((3, 10, 12)), shuffle=False)
     path = tmp_path / "0002.dcm"
     content = path.read_bytes()
@@ -255,7 +299,7 @@ def test_a_slice_cut_anywhere_is_named_even_at_the_end_of_the_stack(tmp_path: Pa
             read_volume(tmp_path)
 
 
-def test_a_truncated_file_of_another_series_does_no_harm(tmp_path: Path) -> None:
+def test_truncated_file_of_another_series_is_harmless(tmp_path: Path) -> None:
     hu = random_hu()
     write_series(tmp_path, hu)
     other = slice_dataset(np.zeros((4, 5), dtype=np.uint16), (0, 0, 0), SeriesInstanceUID=f"{SERIES}9.7")
@@ -273,7 +317,7 @@ def test_a_truncated_file_of_another_series_does_no_harm(tmp_path: Path) -> None
 )
 def test_directions_that_are_none_are_refused(cosines: list[float], tmp_path: Path) -> None:
     write_series(tmp_path, random_hu(), ImageOrientationPatient=cosines)
-    with pytest.raises(ImagingError, match="without position, orientation or usable spacing"):
+    with pytest.raises(ImagingError, match="without position or orientation"):
         read_volume(tmp_path)
 
 
@@ -284,7 +328,7 @@ def test_rounded_cosines_do_not_change_the_spacing(tmp_path: Path) -> None:
     assert any("oblique by 2.9" in warning for warning in volume.warnings)
 
 
-def test_a_deflated_file_is_read_and_a_deflated_bomb_is_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deflated_file_is_read_but_bomb_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hu = random_hu()
     write_series(tmp_path / "a", hu)
     for path in (tmp_path / "a").iterdir():
@@ -300,7 +344,7 @@ def test_a_deflated_file_is_read_and_a_deflated_bomb_is_not(tmp_path: Path, monk
         read_volume(tmp_path / "bomb.dcm")
 
 
-def test_a_number_of_frames_that_is_not_true_ends_at_once(tmp_path: Path) -> None:
+def test_false_number_of_frames_is_refused(tmp_path: Path) -> None:
     dataset = slice_dataset(np.zeros((10, 12), dtype=np.uint16), (0, 0, 0), NumberOfFrames=2_000_000_000)
     dataset.save_as(tmp_path / "one.dcm", enforce_file_format=True)
     with pytest.raises(ImagingError, match="without position"):
@@ -325,7 +369,7 @@ def test_uneven_steps_are_not_called_missing_slices(tmp_path: Path) -> None:
         read_volume(tmp_path)
 
 
-def test_an_enhanced_file_that_describes_some_of_its_frames_is_refused(tmp_path: Path) -> None:
+def test_enhanced_file_with_undescribed_frames_is_refused(tmp_path: Path) -> None:
     path = Path(get_testdata_file("eCT_Supplemental.dcm"))
     dataset = dcmread(path)
     dataset.PerFrameFunctionalGroupsSequence = dataset.PerFrameFunctionalGroupsSequence[:1]

@@ -1,4 +1,4 @@
-"""The store of encoder features: what goes in comes out, and only to the encoder that made it."""
+"""The feature store returns what was stored, and only to the encoder that made it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from medmvl.errors import DataError
+from medmvl.errors import BusyError, DataError
+from medmvl.files import OutputLock
 from medmvl.imaging import geometry
-from medmvl.imaging.feature_store import FeatureStore, weights_hash
+from medmvl.imaging.feature_store import FeatureStore, pack_features, weights_hash
 
 
 def encoder(seed: int = 0) -> torch.nn.Module:
@@ -59,3 +60,11 @@ def test_damaged_file_says_so(tmp_path: Path) -> None:
     next(tmp_path.rglob("*.safetensors")).write_bytes(b"junk")
     with pytest.raises(DataError, match="damaged"):
         store.get("k")
+
+
+def test_two_cannot_pack_into_one_folder(tmp_path: Path) -> None:
+    store = FeatureStore(tmp_path / "store", "encoder", "preparation")
+    store.put("a", torch.ones(3))
+    with OutputLock(tmp_path / "out", folder=True), pytest.raises(BusyError):
+        pack_features(store.folder, tmp_path / "out")
+    assert pack_features(store.folder, tmp_path / "out") == 1

@@ -1,4 +1,4 @@
-"""Geometries against independent computations, and the promises a stored geometry makes."""
+"""Geometries against independent computations, and the stability of their hashes."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hypothesis import strategies as st
 from imaging.dicom_writing import random_hu
 from medmvl.errors import GeometryError, ImagingError
 from medmvl.imaging import Geometry, Volume, geometry, geometry_names
-from medmvl.imaging.transforms import Resampling, foreground_box, plan_axis, resample, value_range
+from medmvl.imaging.preprocessing.resample import Resampling, foreground_box, plan_axis, resample, value_range
 
 MM = (2.0, 0.8, 0.7)
 SMALL = (6, 20, 24)
 
 
 def scan(shape: tuple[int, int, int] = (9, 30, 34), seed: int = 0, **options: object) -> Volume:
-    """A body of tissue values in air, so that the foreground box is not the whole."""
+    """A body of tissue values in air, so that the foreground box is smaller than the volume."""
     rng = np.random.default_rng(seed)
     hu = np.full(shape, -1024, dtype=np.int16)
     inner = tuple(slice(n // 8, n - n // 6) for n in shape)
@@ -76,8 +76,8 @@ def test_resampling_equals_torch_bit_for_bit(
     np.testing.assert_allclose(out, expected, rtol=2e-7, atol=0)
 
 
-def test_plan_of_centres_keeps_the_first_voxel() -> None:
-    plan = plan_axis(10, 19, 19, "centres", step=0.5)
+def test_plan_of_centers_keeps_the_first_voxel() -> None:
+    plan = plan_axis(10, 19, 19, "centers", step=0.5)
     np.testing.assert_allclose(plan.low + plan.weight, np.arange(19) * 0.5)
     assert plan.inside.all()
 
@@ -95,8 +95,8 @@ def cropped(values: torch.Tensor, mask: np.ndarray) -> torch.Tensor:
     return values[..., z0:z1, y0:y1, x0:x1]
 
 
-def centred(values: torch.Tensor, size: tuple[int, ...], pad: float) -> torch.Tensor:
-    """Centre crop or pad (1, 1, d, h, w) to size."""
+def centerd(values: torch.Tensor, size: tuple[int, ...], pad: float) -> torch.Tensor:
+    """Center crop or pad (1, 1, d, h, w) to size."""
     for dim, want in zip((2, 3, 4), size, strict=True):
         have = values.shape[dim]
         if have >= want:
@@ -111,8 +111,8 @@ def centred(values: torch.Tensor, size: tuple[int, ...], pad: float) -> torch.Te
 
 def test_medm_vl_ct() -> None:
     volume = scan()
-    grey = windowed(volume.array, -1000, 1000, 0, 255)
-    part = cropped(grey, volume.array > -1000).float()
+    gray = windowed(volume.array, -1000, 1000, 0, 255)
+    part = cropped(gray, volume.array > -1000).float()
     expected = F.interpolate(part, size=SMALL, mode="trilinear")[0].to(torch.uint8)
     assert torch.equal(geometry("medm-vl-ct", size=SMALL)(volume), expected)
 
@@ -135,7 +135,7 @@ def test_ct_clip(spacing: tuple[float, float, float]) -> None:
     assert have is not None
     new = [int(n * (h / t)) for n, h, t in zip(stored.shape, have, target, strict=True)]
     resampled = F.interpolate(clipped, size=new, mode="trilinear") / 1000
-    expected = centred(resampled, size, -1.0)[0].float()
+    expected = centerd(resampled, size, -1.0)[0].float()
     got = geometry("ct-clip", size=size)(volume)
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-5)  # measured 3e-6: the reference works in float64
 
@@ -151,9 +151,9 @@ def test_merlin(spacing: tuple[float, float, float]) -> None:
         at = np.arange(round((n - 1) * have[axis] / target[axis]) + 1) * target[axis] / have[axis]
         values = np.apply_along_axis(lambda line, at=at, n=n: np.interp(at, np.arange(n), line), axis, values)
     scaled = np.clip((values + 1000) / 2000, 0, 1)
-    expected = centred(torch.from_numpy(scaled.transpose(2, 0, 1).copy())[None, None], (8, 24, 20), 0.0)[0]
+    expected = centerd(torch.from_numpy(scaled.transpose(2, 0, 1).copy())[None, None], (8, 24, 20), 0.0)[0]
     got = geometry("merlin", size=(8, 24, 20))(volume)
-    # positions are single precision: 1e-6 of a voxel times 2400 HU between neighbours
+    # positions are single precision: 1e-6 of a voxel times 2400 HU between neighbors
     torch.testing.assert_close(got, expected.float(), rtol=0, atol=1e-5)
 
 
@@ -171,7 +171,7 @@ def test_chest_multiwindow() -> None:
     "name", ["medm-vl-ct", "medm-vl-ct-medmclip", "medm-vl-ct-m3dclip", "m3d", "ct-clip", "merlin"]
 )
 def test_stored_orientation_does_not_matter(name: str) -> None:
-    """The same scan stored in any of a dozen ways gives the same tensor."""
+    """The same scan stored in different orientations gives the same tensor."""
     shaped = geometry(name, size=(8, 24, 20))
     volume = scan()
     expected = shaped(volume)
@@ -198,7 +198,7 @@ def test_round_trip_and_hash(name: str) -> None:
 
 
 def test_hashes_are_pinned() -> None:
-    """A stored checkpoint or cache names these; if one moves, raise the geometry's version and say so in the changelog."""
+    """Checkpoints and caches store these hashes; if one changes, raise the geometry's version and note it in the changelog."""
     assert {name: geometry(name).hash for name in geometry_names()} == PINNED
 
 
@@ -208,7 +208,7 @@ PINNED: dict[str, str] = {
     "medm-vl-ct-m3dclip": "1a93b321b8c7c8b8",
     "m3d": "bbaf7625afa0db69",
     "ct-clip": "093a2d19842a05af",
-    "merlin": "504a91d94b8339da",
+    "merlin": "abfd910922d34b32",
     "chest-multiwindow": "c0158742e5f6121b",
 }
 

@@ -1,7 +1,8 @@
-"""NRRD and MetaImage, where SimpleITK is installed; a message naming the extra, where it is not."""
+"""NRRD and MetaImage through SimpleITK, and the error that names the extra if it is missing."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from imaging.dicom_writing import random_hu
 from medmvl.errors import ImagingError, MissingExtraError
 from medmvl.imaging import read_volume
+from medmvl.imaging.decoder import DECODER
 
 
 @pytest.mark.parametrize("suffix", ["nrrd", "mha"])
@@ -37,3 +39,25 @@ def test_without_simpleitk_the_extra_is_named(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "v.nrrd").write_bytes(b"NRRD0004\n")
     with pytest.raises(MissingExtraError, match=r"medmvl\[itk\]"):
         read_volume(tmp_path / "v.nrrd")
+
+
+def test_crash_of_simpleitk_is_an_error_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A damaged NRRD header can crash SimpleITK; the child process takes the crash."""
+    path = tmp_path / "v.nrrd"
+    sitk = pytest.importorskip("SimpleITK")
+    sitk.WriteImage(sitk.GetImageFromArray(np.full((3, 4, 5), -500, np.int16)), str(path))
+    assert read_volume(path).shape == (3, 4, 5)
+    child = DECODER._child
+    assert child is not None
+    monkeypatch.setattr(DECODER, "_write", lambda data, deadline: (os.kill(child.pid, 11), child.wait()))
+    with pytest.raises(ImagingError, match=r"v\.nrrd cannot be read by SimpleITK: the decoder crashed"):
+        read_volume(path)
+    monkeypatch.undo()
+    assert read_volume(path).shape == (3, 4, 5)
+
+
+def test_volume_without_slices_names_its_file(tmp_path: Path) -> None:
+    header = "ObjectType = Image\nNDims = 3\nDimSize = 0 9 4\nElementSpacing = 1 1 1\nElementType = MET_SHORT\nElementDataFile = LOCAL\n"
+    (tmp_path / "empty.mha").write_bytes(header.encode())
+    with pytest.raises(ImagingError, match=r"empty\.mha"):
+        read_volume(tmp_path / "empty.mha")

@@ -21,7 +21,7 @@ def table(folder: Path, rows: str, head: str = HEAD) -> RescaleTable:
     return RescaleTable(folder / "train_metadata.csv")
 
 
-def test_a_raw_file_becomes_hounsfield_units_with_the_right_spacing(tmp_path: Path) -> None:
+def test_raw_file_becomes_hounsfield_units(tmp_path: Path) -> None:
     hu = random_hu()
     stored = (hu.astype(np.int32) + 1024).astype(np.int16)
     nib.save(nib.Nifti1Image(stored.T, np.diag([-1.0, -1.0, 1.0, 1.0])), tmp_path / "train_1_a_1.nii.gz")

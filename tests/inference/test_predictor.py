@@ -32,9 +32,25 @@ def test_a_failure_inside_a_stream_reaches_the_caller(predictor, monkeypatch):
     def fail(*_, **__):
         raise ModelError("out of order")
 
-    monkeypatch.setattr(predictor.model, "generate", fail)
+    monkeypatch.setattr(predictor.model, "forward", fail)
     with pytest.raises(ModelError, match="out of order"):
         list(predictor.stream("What?"))
+
+
+def test_closing_a_stream_stops_the_model(predictor, monkeypatch):
+    steps = []
+    forward = predictor.model.forward
+    monkeypatch.setattr(predictor.model, "forward", lambda *a, **k: steps.append(1) or forward(*a, **k))
+    pieces = predictor.stream("What?", max_new_tokens=200, temperature=1.5, seed=1)
+    next(pieces)
+    pieces.close()
+    assert len(steps) < 20
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_a_stream_of_beams_is_one_piece(predictor, media, beams):
+    given = {"images": [str(media / "a.png")], "max_new_tokens": 6, "num_beams": beams}
+    assert "".join(predictor.stream("What?", **given)) == predictor.answer("What?", **given)
 
 
 @pytest.mark.parametrize("beams", [1, 3])
@@ -99,7 +115,7 @@ def test_media_without_room_in_the_text_are_refused(predictor, media):
 
 
 @pytest.mark.parametrize("beams", [1, 3])
-def test_the_confidence_is_the_probability_of_the_answer_also_in_a_batch(predictor, media, beams):
+def test_confidence_is_answer_probability_in_batches(predictor, media, beams):
     rows = [
         Sample("text", (Message("user", "Is there a nodule?"),)),
         Sample("both", (Message("user", "<image3d><image>same?"),), (str(media / "a.png"),), (str(media / "b.npy"),)),

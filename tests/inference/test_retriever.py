@@ -67,9 +67,9 @@ def test_ranks_are_those_of_the_cosines(retriever, file, tmp_path):
     texts = [f"Finding {i % 4 if i < 5 else i}." for i in range(7)]
     images = [file.parent / f"{1 if i == 5 else i}.png" for i in range(7)]
     with torch.no_grad():
-        media = torch.cat([model.encode_media(processor.media(str(path))[None]) for path in images])
+        visual = torch.cat([model.encode_visual(processor.visual(str(path))[None]) for path in images])
         ids = [torch.tensor([processor.tokenizer(text)["input_ids"]]) for text in texts]
-        cosines = media.double() @ torch.cat([model.encode_texts(row) for row in ids]).double().T
+        cosines = visual.double() @ torch.cat([model.encode_texts(row) for row in ids]).double().T
     # By hand: the text of r0 is that of r4 too, and the picture of r1 has the texts of r1 and r5.
     right = torch.eye(7, dtype=torch.bool)
     right[0, 4] = right[4, 0] = right[1, 5] = right[5, 1] = True
@@ -162,7 +162,7 @@ def test_pairs_belong_together_by_medium_and_by_text():
     pairing = Pairing(torch.tensor([7, 8, 7]), torch.tensor([1, 2, 2]))
     # Medium 7 has the texts 1 and 2, medium 8 the text 2.
     assert pairing.texts_of().tolist() == [[True, True, True], [False, True, True], [True, True, True]]
-    assert torch.equal(pairing.media_of(), pairing.texts_of().T)
+    assert torch.equal(pairing.visual_of(), pairing.texts_of().T)
     assert torch.equal(pairing.texts_of(slice(1, 2)), pairing.texts_of()[1:2])
 
 
@@ -170,11 +170,11 @@ def test_a_large_set_is_ranked_piece_by_piece(monkeypatch):
     from medmvl.models.contrastive import retrieval
 
     generator = torch.Generator().manual_seed(1)
-    media, texts = (torch.nn.functional.normalize(torch.randn(50, 4, generator=generator), dim=1) for _ in "ab")
+    visual, texts = (torch.nn.functional.normalize(torch.randn(50, 4, generator=generator), dim=1) for _ in "ab")
     pairing = Pairing(torch.arange(50) // 2, torch.arange(50) % 30)
-    whole = both_ways(media, texts, pairing)
+    whole = both_ways(visual, texts, pairing)
     monkeypatch.setattr(retrieval, "_CHUNK", 7)
-    pieces = both_ways(media, texts, pairing)
+    pieces = both_ways(visual, texts, pairing)
     for way, found in whole.items():
         assert torch.equal(found.ranks, pieces[way].ranks)
         assert torch.equal(found.best, pieces[way].best)

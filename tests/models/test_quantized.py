@@ -1,4 +1,4 @@
-"""Quantised linear layers: they compute what they restore, take every adapter, and are exchanged back exactly."""
+"""Quantized linear layers: they compute what they restore, take every adapter, and are exchanged back exactly."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from medmvl.errors import ModelError
-from medmvl.models.encoders.base import encoder_spec
+from medmvl.models.encoders.encoder import encoder_spec
 
 SETTINGS = {"name": "vit3d", "size": [8, 32, 32], "width": 32, "heads": 4, "layers": 1}
 

@@ -1,4 +1,4 @@
-"""A tiny random version of every registered part. A new entry in a registry needs one here, or the matrix test says so."""
+"""A tiny random version of every registered part. A new entry in a registry needs one here, or the matrix test fails."""
 
 from __future__ import annotations
 

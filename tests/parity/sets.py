@@ -1,4 +1,4 @@
-"""Where the parity data are: the copy in this folder, and a larger set beside the repository where there is one."""
+"""Where the parity data are: the copy in this folder, and a larger set next to the repository if there is one."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Variant:
 
 
 def variants() -> list[Variant]:
-    """Return every variant of the committed set, and those beside the repository that differ from it."""
+    """Return every variant of the committed set, and those next to the repository that differ from it."""
     here = [Variant(HERE, path.stem) for path in sorted((HERE / "fixtures/model").glob("*.json"))]
     beside = [Variant(BESIDE, path.stem) for path in sorted((BESIDE / "fixtures/model").glob("*.json"))]
     return [v for v in [*here, *(v for v in beside if not _same(v))] if (v.checkpoint / "config.json").is_file()]

@@ -13,7 +13,7 @@ from tests.parity.sets import HERE
 
 from medmvl.checkpoints import convert
 from medmvl.checkpoints.base_parts import load_image_processor
-from medmvl.data.formats import parse_record
+from medmvl.data.record import parse_record
 from medmvl.data.sample import Sample
 from medmvl.inference import Predictor
 

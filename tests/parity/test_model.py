@@ -1,6 +1,6 @@
 """Every reference checkpoint, converted: its tensors, features, logits, losses and greedy tokens are the reference's.
 
-The measured worst errors of the committed set (float32, CPU) stand beside the tolerances.
+The measured worst errors of the committed set (float32, CPU) are given next to the tolerances.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.parity.sets import Variant, variants
 from torch import Tensor
 
 from medmvl.checkpoints import convert
-from medmvl.data.formats import parse_record
+from medmvl.data.record import parse_record
 from medmvl.data.sample import Sample
 from medmvl.inference import GenerationOptions, Predictor
 

@@ -1,4 +1,4 @@
-"""Four optimisation steps from v1 as the reference's trainer takes them: gradients flow to the same places alike.
+"""Four optimization steps from v1 as the reference's trainer takes them: gradients flow to the same places alike.
 
 AdamW (0.9, 0.999, 1e-8), constant rate 1e-3, gradient norm clipped at 1, one batch of three items a step, float32.
 """
@@ -15,7 +15,7 @@ from tests.parity.sets import HERE
 from torch import nn
 
 from medmvl.checkpoints import convert
-from medmvl.data.formats import parse_record
+from medmvl.data.record import parse_record
 from medmvl.models import MedMVLForConditionalGeneration, parts
 from medmvl.processing import MedMVLProcessor
 
@@ -44,7 +44,7 @@ def start(tmp_path: Path) -> tuple[MedMVLForConditionalGeneration, dict[str, tor
     return model.train(), processor.collate(encoded)
 
 
-def optimise(
+def optimize(
     model: nn.Module, groups: list[dict[str, object]], batch: dict[str, torch.Tensor]
 ) -> list[tuple[float, float]]:
     """Return (loss, gradient norm) of each of four steps."""
@@ -82,7 +82,7 @@ def test_connector_only(start: tuple[MedMVLForConditionalGeneration, dict[str, t
     model, batch = start
     model.requires_grad_(False)
     connector = parts(model)["image_connector"].requires_grad_(True)
-    log = optimise(model, [{"params": list(connector.parameters()), "weight_decay": 0.0}], batch)
+    log = optimize(model, [{"params": list(connector.parameters()), "weight_decay": 0.0}], batch)
     check(model, log, "connector_only", 1e-4)
 
 
@@ -96,4 +96,4 @@ def test_everything(start: tuple[MedMVLForConditionalGeneration, dict[str, torch
         {"params": decayed, "weight_decay": 0.1},
         {"params": spared, "weight_decay": 0.0},
     ]
-    check(model, optimise(model, groups, batch), "full", 1e-3)
+    check(model, optimize(model, groups, batch), "full", 1e-3)

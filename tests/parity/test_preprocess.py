@@ -1,4 +1,4 @@
-"""The reference's own 3D preprocessing, recorded by itself, against the geometries that stand for it."""
+"""The reference's own 3D preprocessing, as it recorded it, against the corresponding geometries."""
 
 from __future__ import annotations
 

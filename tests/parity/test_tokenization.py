@@ -17,7 +17,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from medmvl.checkpoints.reference import reference_tokenizer
 from medmvl.data.sample import Message
-from medmvl.processing.chat import IGNORE, Placeholder, render, tokenize
+from medmvl.models.labels import IGNORE_INDEX
+from medmvl.processing.chat import Placeholder, render, tokenize
 from medmvl.processing.templates import load_template
 
 IMAGE, VOLUME = -200, -201
@@ -71,7 +72,7 @@ def test_supervised_positions(recorded: tuple[dict[str, Any], PreTrainedTokenize
         rendered = render(messages, load_template(template), tokenizer)
         _, labels = tokenize(rendered, tokenizer, PLACEHOLDERS, slow_spaces=slow_spaces)
         # The reference leaves a placeholder's id in the labels and overwrites it when it merges the embeddings.
-        expected = [IGNORE if label in (IMAGE, VOLUME) else label for label in case["train"]["labels"]]
+        expected = [IGNORE_INDEX if label in (IMAGE, VOLUME) else label for label in case["train"]["labels"]]
         compared += 1
         if labels != expected:
             different.append((template, name))
@@ -88,7 +89,7 @@ def test_labels_where_the_reference_gave_up(recorded: tuple[dict[str, Any], PreT
         messages = [Message(ROLES[turn["from"]], turn["value"]) for turn in case["conversations"]]
         rendered = render(messages, load_template(template), tokenizer)
         ids, labels = tokenize(rendered, tokenizer, PLACEHOLDERS, slow_spaces=slow_spaces)
-        assert all(label in (IGNORE, token) for label, token in zip(labels, ids, strict=True))
+        assert all(label in (IGNORE_INDEX, token) for label, token in zip(labels, ids, strict=True))
         ends = [token for token in labels if token == tokenizer.eos_token_id]
         rounds = messages if messages[0].role == "user" else messages[1:]
         answers = [message.text.strip() for message in rounds[1::2] if message.text.strip()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import signal
@@ -20,7 +21,9 @@ from typer.testing import CliRunner
 
 from imaging.dicom_writing import random_hu, write_series
 from medmvl.cli.main import app
-from medmvl.errors import GeometryError, ImagingError
+from medmvl.data.read_options import ReadOptions
+from medmvl.data.roots import MediaRoots
+from medmvl.errors import BusyError, GeometryError, ImagingError
 from medmvl.imaging import geometry, read_volume
 from medmvl.imaging.cache import CacheReader, CacheWriter, Fingerprint, StaleCacheError, key_of
 from medmvl.processing import VolumeProcessor, cache
@@ -52,8 +55,13 @@ def scans(tmp_path: Path) -> Path:
     return root / "data.jsonl"
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+def contents(folder: Path) -> dict[str, Any]:
+    """Files of a cache; without its random salt and the keys, which depend on it."""
+    found: dict[str, Any] = {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    for name in [name for name in found if name.startswith("shard") and name.endswith(".json")]:
+        found[name] = [{key: row[key] for key in row if key != "key"} for row in json.loads(found[name])]
+    found["manifest.json"] = {key: value for key, value in json.loads(found["manifest.json"]).items() if key != "salt"}
+    return found
 
 
 def test_rows_are_what_the_geometry_gives(scans: Path, tmp_path: Path) -> None:
@@ -114,7 +122,7 @@ def test_rows_behind_the_last_key_are_written_again(scans: Path, tmp_path: Path)
     build_cache(scans, GEOMETRY, tmp_path / "killed", shard_size=5)
     listing = tmp_path / "killed" / "shard-00001.json"
     listing.write_text(json.dumps(json.loads(listing.read_text())[:1]) + "\n")
-    (tmp_path / "killed" / ".4711.shard-00001.npy").write_bytes(b"half of it")
+    (tmp_path / "killed" / ".999999999.0123abcd.shard-00001.npy").write_bytes(b"half of it")
     report = build_cache(scans, GEOMETRY, tmp_path / "killed", shard_size=5)
     assert (report.prepared, report.kept) == (1, 6)
     assert contents(tmp_path / "killed") == contents(tmp_path / "whole")
@@ -149,7 +157,7 @@ def test_killed_by_the_system_and_resumed_equals_uninterrupted(scans: Path, tmp_
 
 def test_one_writer_at_a_time(scans: Path, tmp_path: Path) -> None:
     writer = CacheWriter(tmp_path / "cache", GEOMETRY)
-    with pytest.raises(ImagingError, match="Another job is writing"):
+    with pytest.raises(BusyError, match="Another process"):
         build_cache(scans, GEOMETRY, tmp_path / "cache")
     writer.close()
     assert build_cache(scans, GEOMETRY, tmp_path / "cache").prepared == 7
@@ -291,9 +299,9 @@ def test_other_options_of_reading_are_another_volume(scans: Path, tmp_path: Path
     (tmp_path / "g.yaml").write_text("base: m3d\nsize: [4, 8, 9]\n")
     m3d = geometry(tmp_path / "g.yaml")
     assert len(build_cache(scans, m3d, tmp_path / "cache").failures) == 1
-    report = build_cache(scans, m3d, tmp_path / "cache", options={"units": "HU"})
+    report = build_cache(scans, m3d, tmp_path / "cache", roots=MediaRoots(reading=ReadOptions(units="HU")))
     assert (report.prepared, report.kept) == (7, 0)  # as HU all of them: nobody asked before
-    assert build_cache(scans, m3d, tmp_path / "cache", options={"units": "HU"}).kept == 7
+    assert build_cache(scans, m3d, tmp_path / "cache", roots=MediaRoots(reading=ReadOptions(units="HU"))).kept == 7
     assert "HU" not in (tmp_path / "cache" / "shard-00000.json").read_text()
 
 
@@ -302,10 +310,10 @@ def test_a_rule_for_gaps_renews_only_what_has_some(scans: Path, tmp_path: Path) 
     slices[sorted(slices)[2]].unlink()
     report = build_cache(scans, GEOMETRY, tmp_path / "cache")
     assert (report.prepared, len(report.failures)) == (6, 1)
-    report = build_cache(scans, GEOMETRY, tmp_path / "cache", options={"gaps": "fill"})
+    report = build_cache(scans, GEOMETRY, tmp_path / "cache", roots=MediaRoots(reading=ReadOptions(gaps="fill")))
     assert (report.prepared, report.kept) == (1, 6)
     filled = CacheReader(tmp_path / "cache", root=scans.parent).tensor(scans.parent / "series")
-    report = build_cache(scans, GEOMETRY, tmp_path / "cache", options={"gaps": "keep"})
+    report = build_cache(scans, GEOMETRY, tmp_path / "cache", roots=MediaRoots(reading=ReadOptions(gaps="keep")))
     assert (report.prepared, report.kept) == (1, 6)
     kept = CacheReader(tmp_path / "cache", root=scans.parent).tensor(scans.parent / "series")
     assert not torch.equal(filled, kept)
@@ -324,7 +332,7 @@ def test_the_processor_takes_volumes_from_the_cache(
 
 def test_a_damaged_cache_says_so(scans: Path, tmp_path: Path) -> None:
     build_cache(scans, GEOMETRY, tmp_path / "cache", shard_size=3)
-    key = key_of(scans.parent / "scan0.npy", scans.parent)
+    key = key_of(scans.parent / "scan0.npy", scans.parent, CacheReader(tmp_path / "cache").salt)
     (tmp_path / "cache" / "shard-00000.npy").write_bytes(b"junk")
     with pytest.raises(ImagingError, match="damaged"):
         CacheReader(tmp_path / "cache")[key]
@@ -337,7 +345,7 @@ def test_a_damaged_cache_says_so(scans: Path, tmp_path: Path) -> None:
 
 
 def test_command_line_asks_for_one_geometry(scans: Path, tmp_path: Path) -> None:
-    from medmvl.cli.data_cache import find_geometry
+    from medmvl.cli.geometry_choice import find_geometry
     from medmvl.errors import RecipeError
 
     with pytest.raises(RecipeError, match="either --model"):
@@ -346,3 +354,26 @@ def test_command_line_asks_for_one_geometry(scans: Path, tmp_path: Path) -> None
     recipe = Path(__file__).parents[2] / "recipes" / "tiny.yaml"
     found = find_geometry(recipe, None)
     assert (found.name, found.size) == ("medm-vl-ct", (8, 64, 64))
+
+
+def test_key_is_no_plain_hash_of_a_path(scans: Path, tmp_path: Path) -> None:
+    build_cache(scans, GEOMETRY, tmp_path / "a")
+    build_cache(scans, GEOMETRY, tmp_path / "b")
+    texts = [(tmp_path / name / "shard-00000.json").read_text() for name in ("a", "b")]
+    plain = hashlib.sha256(b"scan0.npy").hexdigest()
+    keys = [{row["key"] for row in json.loads(text)} for text in texts]
+    assert plain[:8] not in texts[0] + texts[1]
+    assert not keys[0] & keys[1]
+
+
+def test_cache_of_an_earlier_version_is_read_without_salt(scans: Path, tmp_path: Path) -> None:
+    writer = CacheWriter(tmp_path / "cache", GEOMETRY)
+    writer.salt = ""
+    path = scans.parent / "scan0.npy"
+    writer.add(key_of(path, scans.parent), GEOMETRY(read_volume(path)).numpy(), Fingerprint.of(path))
+    writer.close()
+    manifest = json.loads((tmp_path / "cache/manifest.json").read_text())
+    del manifest["salt"]
+    (tmp_path / "cache/manifest.json").write_text(json.dumps(manifest))
+    assert CacheReader(tmp_path / "cache", GEOMETRY, scans.parent).tensor(path) is not None
+    assert build_cache(scans, GEOMETRY, tmp_path / "cache").kept == 1

@@ -6,7 +6,8 @@ import pytest
 
 from medmvl.data.sample import Message
 from medmvl.errors import RecipeError
-from medmvl.processing.chat import IGNORE, Placeholder, render, tokenize
+from medmvl.models.labels import IGNORE_INDEX
+from medmvl.processing.chat import Placeholder, render, tokenize
 from medmvl.processing.templates import load_template, native_template, template_names
 
 ROUNDS = [
@@ -22,8 +23,8 @@ def supervised_text(tokenizer, template: str) -> list[str]:
     """Return the supervised stretches of ROUNDS as text."""
     ids, labels = tokenize(render(ROUNDS, load_template(template), tokenizer), tokenizer, IMAGE)
     stretches, current = [], []
-    for token, label in zip([*ids, None], [*labels, IGNORE], strict=True):
-        if label != IGNORE:
+    for token, label in zip([*ids, None], [*labels, IGNORE_INDEX], strict=True):
+        if label != IGNORE_INDEX:
             assert label == token
             current.append(token)
         elif current:
@@ -47,7 +48,7 @@ def test_a_placeholder_becomes_its_tokens_and_is_never_supervised(tokenizer):
 
 
 @pytest.mark.parametrize("name", ["chatml", "plain"])
-def test_the_prompt_of_a_question_is_the_beginning_of_its_training_text(tokenizer, name):
+def test_prompt_is_prefix_of_training_text(tokenizer, name):
     template = load_template(name)
     asked = render(ROUNDS[:1], template, tokenizer, ask=True)
     trained = render(ROUNDS[:2], template, tokenizer)

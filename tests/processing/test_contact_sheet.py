@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from imaging.dicom_writing import random_hu, write_series
 from medmvl.cli.main import app
 from medmvl.imaging import Volume, Window
-from medmvl.imaging.planes import PLANES, draw_plane, histogram
+from medmvl.imaging.preprocessing.rendering import PLANES, draw_plane, histogram
 
 
 def marked(code: str) -> Volume:

@@ -92,10 +92,10 @@ def test_an_answer_is_learnt_with_its_end_and_nothing_else(name: str) -> None:
     bos, eos = EXPECTED.get(name, (None, "<|im_end|>"))[:2]
     rendered = render(WITH_SYSTEM[:3], load_template(name), tokenizer_with(bos, eos))
     (span,) = rendered.spans
-    learnt = rendered.text[slice(*span)]
+    learned = rendered.text[slice(*span)]
     ends = {end for family in LLM_FAMILIES.values() for end in family.turn_ends}
-    assert learnt.strip().startswith("Hello.")
-    assert learnt.strip().removeprefix("Hello.").strip() in ends
+    assert learned.strip().startswith("Hello.")
+    assert learned.strip().removeprefix("Hello.").strip() in ends
 
 
 def test_the_table_names_templates_that_exist() -> None:

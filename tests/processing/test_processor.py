@@ -79,7 +79,7 @@ def test_saved_and_loaded_it_encodes_the_same(processor, media, tmp_path):
     assert again.volume_processor.geometry.hash == processor.volume_processor.geometry.hash
 
 
-def test_a_call_tokenises_prompts_as_they_stand(processor, media):
+def test_a_call_tokenizes_prompts_as_they_stand(processor, media):
     batch = processor(text=["<image>one", "two, which is longer"], images=[str(media / "a.png")])
     assert batch["input_ids"].shape == batch["attention_mask"].shape
     assert batch["pixel_values"].shape == (1, 3, 32, 32)

@@ -31,7 +31,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_blocks_run_from_top_to_bottom(folder: Path) -> None:
     kinds = [kind for kind, _ in BLOCKS]
     assert kinds.count("python") == 4
-    assert kinds.count("bash") == 2
+    assert kinds.count("bash") == 3
     for kind, text in BLOCKS:
         if kind == "python":
             exec(compile(text, str(GUIDE), "exec"), {})

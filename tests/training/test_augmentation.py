@@ -13,16 +13,17 @@ from medmvl.data.dataset import SampleDataset
 from medmvl.data.mixture import Mixture
 from medmvl.errors import RecipeError
 from medmvl.imaging import geometry
-from medmvl.imaging.augment import Augmentation
+from medmvl.imaging.preprocessing.augment import Augmentation
 from medmvl.processing import VolumeProcessor
 from medmvl.processing.cache import build_cache
 from medmvl.training.augmentation import Augmenter
-from medmvl.training.batches import EncodedRecords, StepSampler, StepShape, Visit
 from medmvl.training.build import build
+from medmvl.training.engine.dataset import TrainingDataset
+from medmvl.training.engine.sampling import BatchLayout, SampleVisit, StepSampler
 from medmvl.training.recipe_io import parse_recipe
 from medmvl.training.run import TrainingInterruptedError, train
 from medmvl.training.run_folder import read_log
-from medmvl.training.trainer import StageTrainer
+from processes import BeforeStep
 
 AUGMENT = {"image": {}, "volume": {"noise": 0.05}}
 
@@ -51,47 +52,50 @@ def same_weights(one, other):
     return all(torch.equal(first[key], second[key]) for key in first)
 
 
-def test_each_pass_is_another_and_none_is_kept_by_the_memory_cache(processor, mixture):
-    plain = EncodedRecords(mixture, processor)
-    records = EncodedRecords(mixture, processor, augment=augmenter(processor))
-    kept = EncodedRecords(mixture, processor, cache_bytes=2**30, augment=augmenter(processor))
+def test_augmentation_differs_per_pass_and_is_not_cached(processor, mixture):
+    plain = TrainingDataset(mixture, processor.encode)
+    records = TrainingDataset(mixture, processor.encode, augment=augmenter(processor))
+    kept = TrainingDataset(mixture, processor.encode, cache_bytes=2**30, augment=augmenter(processor))
     number = 2  # a row with an image and a volume
     for key in ("pixel_values", "volume_values"):
-        passes = [records[Visit(number, epoch)][key] for epoch in range(3)]
+        passes = [records[SampleVisit(number, epoch)].inputs[key] for epoch in range(3)]
         for first, second in ((0, 1), (0, 2), (1, 2)):
             assert not torch.equal(passes[first], passes[second])
-        assert not any(torch.equal(one, plain[number][key]) for one in passes)
+        assert not any(torch.equal(one, plain[number].inputs[key]) for one in passes)
         for epoch in (0, 1, 2, 0):
-            assert torch.equal(kept[Visit(number, epoch)][key], passes[epoch])
-    assert torch.equal(kept[Visit(number, 1)]["labels"], plain[number]["labels"])
-    assert set(records[Visit(3, 0)]) == set(plain[3])  # a row of text alone
+            assert torch.equal(kept[SampleVisit(number, epoch)].inputs[key], passes[epoch])
+    assert torch.equal(kept[SampleVisit(number, 1)].inputs["labels"], plain[number].inputs["labels"])
+    assert set(records[SampleVisit(3, 0)].inputs) == set(plain[3].inputs)  # a row of text alone
 
 
-def test_values_stay_in_the_range_that_the_normalisation_leaves(processor, mixture):
-    records = EncodedRecords(mixture, processor, augment=augmenter(processor, brightness=0.5, noise=0.5))
-    changed = [records[Visit(2, epoch)] for epoch in range(5)]
+def test_values_stay_in_the_range_that_the_normalization_leaves(processor, mixture):
+    records = TrainingDataset(mixture, processor.encode, augment=augmenter(processor, brightness=0.5, noise=0.5))
+    changed = [records[SampleVisit(2, epoch)].inputs for epoch in range(5)]
     for key in ("pixel_values", "volume_values"):
         assert min(float(one[key].min()) for one in changed) == pytest.approx(-1)
         assert max(float(one[key].max()) for one in changed) == pytest.approx(1)
 
 
 def test_a_visit_crosses_processes_with_its_pass(mixture):
-    visit = pickle.loads(pickle.dumps(Visit(7, 3)))
+    visit = pickle.loads(pickle.dumps(SampleVisit(7, 3)))
     assert (visit, visit.epoch) == (7, 3)
-    sampler = StepSampler(mixture, 6, StepShape(9, accumulation=2), cost=lambda number: ("a", 1.0))
+    sampler = StepSampler(mixture, 6, BatchLayout(9, accumulation=2), cost=lambda number: ("a", 1.0))
     shown = [(int(v), v.epoch) for batch in sampler for v in batch]
     assert len(shown) == len(set(shown)) == 54
     assert {epoch for _, epoch in shown} == {0, 1, 2}
 
 
-def test_a_mirror_only_where_no_text_of_the_record_names_a_side(processor, mixture):
+def test_mirroring_needs_texts_without_sides(processor, mixture):
     only_mirror = Augmentation(rotate=0, scale=0, shift=0, contrast=0, brightness=0, noise=0, mirror=1)
     augment = Augmenter.of({"volume": only_mirror}, processor, seed=0)
-    plain, records = EncodedRecords(mixture, processor), EncodedRecords(mixture, processor, augment=augment)
+    plain, records = (
+        TrainingDataset(mixture, processor.encode),
+        TrainingDataset(mixture, processor.encode, augment=augment),
+    )
     number = next(n for n in range(len(mixture)) if n % 4 == 1 and n % 5)  # "Is there a nodule in it?", "no indeed"
-    torch.testing.assert_close(records[number]["volume_values"], plain[number]["volume_values"].flip(-1))
+    torch.testing.assert_close(records[number].inputs["volume_values"], plain[number].inputs["volume_values"].flip(-1))
     asked = next(n for n in range(len(mixture)) if n % 4 in (1, 2) and n % 5 == 0)  # "And where?", "On the left."
-    torch.testing.assert_close(records[asked]["volume_values"], plain[asked]["volume_values"])
+    torch.testing.assert_close(records[asked].inputs["volume_values"], plain[asked].inputs["volume_values"])
 
 
 @pytest.mark.parametrize(("name", "axis"), [("medm-vl-ct", -1), ("merlin", -2), ("ct-clip", -2)])
@@ -100,7 +104,7 @@ def test_the_mirror_axis_is_the_geometrys(name, axis, processor):
     assert Augmenter.of({}, processor, 0).mirror_axes["volume"] == axis
 
 
-def test_workers_memory_cache_and_prepared_volumes_do_not_change_the_course(recipe, tmp_path, data_folder):
+def test_workers_and_caches_do_not_change_training(recipe, tmp_path, data_folder):
     stage = {"epochs": 2, "batch_size": 6, "augment": AUGMENT}
     run = {"progress": False, "device": "cpu"}
     train(recipe(stage, run=run), tmp_path / "plain")
@@ -113,19 +117,12 @@ def test_workers_memory_cache_and_prepared_volumes_do_not_change_the_course(reci
     assert losses(tmp_path / "without")[0] != losses(tmp_path / "plain")[0]
 
 
-def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(recipe, tmp_path, monkeypatch):
+def test_a_resumed_run_sees_what_an_uninterrupted_one_sees(recipe, tmp_path):
     settings = recipe({"max_steps": 6, "save_every": 2, "augment": AUGMENT})
     train(settings, tmp_path / "whole")
-    step = StageTrainer.training_step
-
-    def stop_at_four(self, *args, **kwargs):
-        self.stop_requested = self.state.global_step >= 3
-        return step(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StageTrainer, "training_step", stop_at_four)
-        with pytest.raises(TrainingInterruptedError):
-            train(settings, tmp_path / "halved")
+    stop = BeforeStep(3, lambda loop: setattr(loop, "stop_requested", True))
+    with pytest.raises(TrainingInterruptedError):
+        train(settings, tmp_path / "halved", callbacks=[stop])
     train(settings, tmp_path / "halved", resume=True)
     assert losses(tmp_path / "whole") == losses(tmp_path / "halved")
     assert same_weights(tmp_path / "whole", tmp_path / "halved")

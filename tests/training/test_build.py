@@ -66,8 +66,8 @@ def test_pretrained_parts_bring_weights_tokenizer_and_preprocessing(recipe, fold
     assert len(found) == 2
     assert all(torch.equal(value, clip[key]) for value in found)
     assert processor.image["image_mean"][0] == pytest.approx(0.48145466)
-    normalisation = processor.volume_processor.normalisation
-    assert normalisation.mean == pytest.approx((0.48145466 + 0.4578275 + 0.40821073) / 3)
+    normalization = processor.volume_processor.normalization
+    assert normalization.mean == pytest.approx((0.48145466 + 0.4578275 + 0.40821073) / 3)
     assert processor.max_length == 64
     assert model.generation_config.eos_token_id == processor.tokenizer.eos_token_id
 
@@ -151,7 +151,7 @@ def test_encoders_of_a_checkpoint_start_another_model_and_keep_their_preprocessi
     assert encoders
     assert all(torch.equal(source[name], value) for name, value in encoders.items())
     assert processor.volume_processor.geometry.name == "m3d"
-    assert processor.volume_processor.normalisation.scale == 1
+    assert processor.volume_processor.normalization.scale == 1
     assert processor.image["size"] == {"height": 16, "width": 16}
 
 
@@ -169,7 +169,7 @@ def test_volumes_come_from_a_cache_of_the_same_geometry(recipe, data_folder, tmp
     for name in sorted({path for sample in read_samples(data_folder / "d.jsonl") for path in sample.volumes}):
         path = data_folder / name
         array = geometry(read_volume(str(path))).numpy()
-        writer.add(key_of(path, data_folder), array * 0 + 7, Fingerprint.of(path))
+        writer.add(key_of(path, data_folder, writer.salt), array * 0 + 7, Fingerprint.of(path))
     writer.close()
     train(settings, tmp_path / "plain")
     cached = settings | {"run": settings["run"] | {"volume_cache": str(tmp_path / "cache")}}

@@ -1,4 +1,4 @@
-"""Compiled layers give what plain ones give, and are not compiled anew for every batch."""
+"""Compiled layers give what plain ones give, and are not compiled again for every batch."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from medmvl.errors import RecipeError
-from medmvl.training import compiled
-from medmvl.training.compiled import rounded
+from medmvl.training.acceleration import compiled
+from medmvl.training.acceleration.compiled import rounded
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
@@ -47,7 +47,7 @@ def graphs(monkeypatch):
         {"precision": "bf16", "activation_checkpointing": True},
     ],
 )
-def test_a_compiled_run_is_that_of_plain_layers_padded_to_few_lengths(recipe, tmp_path, graphs, settings):
+def test_compiled_run_equals_plain_run_with_bucket_lengths(recipe, tmp_path, graphs, settings):
     stage = {"max_steps": 4, "lr": 1e-3, **settings}
     look = {"data": ["held"], "every": 2, "samples": 3, "generate": 1, "max_new_tokens": 3}
     data = {"d": {"path": "d.jsonl"}, "held": {"path": "d.jsonl"}}
@@ -81,7 +81,7 @@ def test_batches_that_come_again_compile_nothing(recipe, tmp_path, graphs):
     assert counts[0] == counts[1]
 
 
-def test_compiled_layers_are_refused_where_they_were_never_seen_to_work(recipe):
+def test_untested_compile_combinations_are_refused(recipe):
     with pytest.raises(RecipeError, match="`compile` does not go with run.strategy zero3"):
         load_recipe(recipe({"compile": True}, run={"strategy": "zero3"}))
 

@@ -15,15 +15,16 @@ from safetensors.torch import load_file
 
 from medmvl.checkpoints import inspect_folder
 from medmvl.data.formats import read_records, write_records
-from medmvl.errors import DataError, RecipeError
+from medmvl.errors import DataError, RecipeError, TrainingError
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.models.contrastive import DualEncoder
 from medmvl.processing.pairs import PairProcessor
+from medmvl.training.engine.callbacks import Callback
+from medmvl.training.objectives import ContrastiveObjective
 from medmvl.training.recipe_io import dump_recipe, load_recipe
 from medmvl.training.run import TrainingInterruptedError, train
 from medmvl.training.run_folder import read_log
-from medmvl.training.trainer import StageTrainer
-from processes import TrainingProcess, in_two_processes, killed_before_step
+from processes import BeforeStep, TrainingProcess, in_two_processes, killed_before_step
 
 from .conftest import MODEL, turns
 from .test_resume import run_with_kills
@@ -116,30 +117,27 @@ def test_eight_at_once_equal_threes_and_two_processes(contrastive, tmp_path, los
 
 
 def test_the_gradient_is_that_of_the_loss_written_plainly(contrastive, tmp_path, monkeypatch):
-    from medmvl.training import contrastive_trainer
-
     seen = {}
 
-    def note(self, model, grad_norm=None):
-        seen["gradients"] = {name: p.grad.clone() for name, p in self.applied.trainable().items()}
-        return original(self, model, grad_norm)
+    class NoteGradients(Callback):
+        def on_gradients(self, loop):
+            trainable = loop.objective.trainable.trainable()
+            seen["gradients"] = {name: p.grad.clone() for name, p in trainable.items()}
 
-    original = StageTrainer._get_grad_norm
-    monkeypatch.setattr(contrastive_trainer.ContrastiveTrainer, "_get_grad_norm", note)
     batches = []
-    collect = contrastive_trainer.PairBatches.__call__
+    collate = ContrastiveObjective.collate
     monkeypatch.setattr(
-        contrastive_trainer.PairBatches, "__call__", lambda *a: batches.append(collect(*a)) or batches[-1]
+        ContrastiveObjective, "collate", lambda *a: batches.append((batch := collate(*a)).inputs) or batch
     )
     stage = stage_of("volume", max_steps=1, batch_size=6, micro_batch_size=2, max_grad_norm=0)
-    train(contrastive(stage), tmp_path / "run")
+    train(contrastive(stage), tmp_path / "run", callbacks=[NoteGradients()])
     dual = DualEncoder.from_pretrained(tmp_path / "run" / "s0" / "checkpoints" / "start").train()
-    media = torch.cat([dual.encode_media(batch["pixels"]) for batch in batches])
+    visual = torch.cat([dual.encode_visual(batch["pixels"]) for batch in batches])
     texts = torch.cat([dual.encode_texts(batch["input_ids"], batch["attention_mask"]) for batch in batches])
     keys = torch.cat([batch["text_key"] for batch in batches])
     same = keys[:, None] == keys[None, :]
     target = same / same.sum(1, keepdim=True)
-    logits = media @ texts.T * dual.head.log_scale.exp()
+    logits = visual @ texts.T * dual.head.log_scale.exp()
     assert float(dual.head.log_scale.detach().exp()) == pytest.approx(1 / 0.07)
     cross = torch.nn.functional.cross_entropy
     loss = (cross(logits, target) + cross(logits.T, target)) / 2
@@ -156,17 +154,19 @@ def test_the_gradient_is_that_of_the_loss_written_plainly(contrastive, tmp_path,
 
 
 def test_dropout_is_the_same_in_both_runs_of_a_micro_batch(contrastive, tmp_path, monkeypatch):
-    from medmvl.training.contrastive_trainer import ContrastiveTrainer
-
     text = copy.deepcopy(TEXT)
     text["config"] |= {"hidden_dropout_prob": 0.5}
     seen = []
     encode = DualEncoder.encode_texts
     monkeypatch.setattr(DualEncoder, "encode_texts", lambda *a: seen.append(encode(*a)) or seen[-1])
     steps = []
-    hand = ContrastiveTrainer._run_ahead
-    monkeypatch.setattr(ContrastiveTrainer, "_run_ahead", lambda *a: steps.append(len(seen)) or hand(*a))
-    train(contrastive(stage_of("image", micro_batch_size=4, max_steps=2, contrastive={"text": text})), tmp_path / "run")
+
+    class NoteSteps(Callback):
+        def on_step_begin(self, loop):
+            steps.append(len(seen))
+
+    stage = stage_of("image", micro_batch_size=4, max_steps=2, contrastive={"text": text})
+    train(contrastive(stage), tmp_path / "run", callbacks=[NoteSteps()])
     assert steps == [0, 4]
     assert torch.equal(seen[0], seen[2].detach())
     assert torch.equal(seen[1], seen[3].detach())
@@ -178,8 +178,8 @@ def test_dropout_is_the_same_in_both_runs_of_a_micro_batch(contrastive, tmp_path
 
 def test_a_stage_that_never_took_a_step_is_begun_anew(contrastive, tmp_path):
     stage = stage_of("volume", max_steps=1)
-    with killed_before_step(0):
-        train(contrastive(stage), tmp_path / "run")
+    with killed_before_step(0) as callbacks:
+        train(contrastive(stage), tmp_path / "run", callbacks=callbacks)
     train(contrastive(stage) | {"seed": 9}, tmp_path / "run")
     train(contrastive(stage) | {"seed": 9}, tmp_path / "other")
     runs = [load_file(tmp_path / name / "s0" / "encoder" / "model.safetensors") for name in ("run", "other")]
@@ -193,8 +193,8 @@ def test_a_killed_stage_resumes_exactly(contrastive, tmp_path, size):
     first = stage_of("volume", max_steps=6, save_every=2, micro_batch_size=size, ema=0.5, contrastive={"text": text})
     settings = contrastive(first, {"max_steps": 2, "data": ["volume"], "train": {"volume_connector": "full"}})
     train(settings, tmp_path / "whole")
-    with killed_before_step(5, "s0"):
-        train(settings, tmp_path / "run")
+    with killed_before_step(5, "s0") as callbacks:
+        train(settings, tmp_path / "run", callbacks=callbacks)
     assert not (tmp_path / "run" / "s0" / "encoder").exists()
     train(settings, tmp_path / "run", resume=True)
     whole, resumed = ([row["loss"] for row in read_log(tmp_path / name / "log.jsonl")] for name in ("whole", "run"))
@@ -271,19 +271,12 @@ def test_an_image_encoder_folder_brings_its_image_processor(contrastive, tmp_pat
     assert json.loads((model / "processor_config.json").read_text())["image"]["size"] == {"height": 16, "width": 16}
 
 
-def test_a_stage_stopped_by_the_queue_goes_on(contrastive, tmp_path, monkeypatch):
+def test_a_stage_stopped_by_the_queue_goes_on(contrastive, tmp_path):
     settings = contrastive(stage_of("image", max_steps=4))
     train(settings, tmp_path / "whole")
-    original = StageTrainer.training_step
-
-    def ask(self, *args, **kwargs):
-        self.stop_requested = self.state.global_step == 1
-        return original(self, *args, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(StageTrainer, "training_step", ask)
-        with pytest.raises(TrainingInterruptedError, match="of 4"):
-            train(settings, tmp_path / "run")
+    ask = BeforeStep(1, lambda loop: setattr(loop, "stop_requested", True))
+    with pytest.raises(TrainingInterruptedError, match="of 4"):
+        train(settings, tmp_path / "run", callbacks=[ask])
     train(settings, tmp_path / "run", resume=True)
     weights, others = (load_file(tmp_path / run / "model" / "model.safetensors") for run in ("whole", "run"))
     assert all(torch.equal(weights[key], others[key]) for key in weights)
@@ -341,12 +334,16 @@ def test_held_out_retrieval_is_logged_and_changes_nothing(contrastive, tmp_path,
         assert one["loss"] == pytest.approx(two["loss"], rel=1e-4)
 
 
-def test_the_best_recall_decides_and_augmentation_is_anew_in_each_pass(contrastive, tmp_path, pairs, monkeypatch):
-    from medmvl.training.retrieval_watch import RetrievalWatch
-
+def test_best_recall_decides_and_augmentation_varies(contrastive, tmp_path, pairs, monkeypatch):
     looks = []
-    evaluate = RetrievalWatch._evaluate
-    monkeypatch.setattr(RetrievalWatch, "_evaluate", lambda *a: looks.append(evaluate(*a)) or looks[-1])
+    evaluate = ContrastiveObjective.evaluate
+
+    def note(*arguments):
+        found = evaluate(*arguments)
+        looks.append(found.metrics["recall"])
+        return found
+
+    monkeypatch.setattr(ContrastiveObjective, "evaluate", note)
     write_records(pairs / "held.jsonl", list(read_records(pairs / "volume.jsonl"))[:9])
     data = {name: {"path": f"{name}.jsonl", "tasks": ["report"]} for name in ("volume", "held")}
     watch = {"data": ["held"], "every": 1, "samples": 9, "metric": "recall"}
@@ -399,7 +396,7 @@ def test_a_recipe_without_an_llm_has_contrastive_stages_only(contrastive):
         load_recipe(encoder_only(contrastive, stage_of("image")))
 
 
-def test_what_does_not_fit_is_said_before_a_weight_is_made(contrastive, tmp_path):
+def test_misfits_are_reported_before_weights_are_made(contrastive, tmp_path):
     text = {"text": None}
     with pytest.raises(RecipeError, match="names no text encoder"):
         train(contrastive(stage_of("image", contrastive=text)), tmp_path / "a")
@@ -466,5 +463,41 @@ def test_a_processor_survives_its_folder_and_cuts_long_texts(contrastive, tmp_pa
     assert (len(ids), cut) == (3, True)
     assert processor.tokenize(data[14])[1] is False
     first, equal, other = (processor.encode(data[i]) for i in (0, 0, 1))
-    assert first["media_key"] == equal["media_key"] != other["media_key"]
+    assert first["visual_key"] == equal["visual_key"] != other["visual_key"]
     assert first["volume_values"].shape == (1, 1, 4, 16, 16)
+
+
+def differences(folder):
+    return json.loads((folder / "environment.json").read_text())["differences"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_finished_encoder_is_compared(contrastive, tmp_path, capsys, dtype):
+    stage = stage_of("image", precision="bf16", save_dtype=dtype, max_steps=1)
+    train(contrastive(stage), tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "Stage s0: embeddings of the finished model differ by at most" in said
+    assert "Stage s0: encoder features of the finished model differ by at most" in said
+    found = differences(tmp_path / "run" / "s0" / "encoder")
+    rounded = {"rounded to bfloat16"} if dtype == "bfloat16" else set()
+    assert found.keys() == {"bf16 to fp32", "merged", "written"} | rounded
+    assert found["written"] < 1e-6
+    assert all(value < 0.05 for value in found.values())
+    assert differences(tmp_path / "run" / "model")["written"] < 1e-6
+
+
+def test_encoder_that_changes_as_it_is_written_is_not_published(contrastive, tmp_path, monkeypatch):
+    save = DualEncoder.save_pretrained
+
+    def change_and_save(self, *arguments, **options):
+        if arguments[0].name != ".start.writing":
+            with torch.no_grad():
+                next(self.encoder.parameters()).mul_(2)
+        save(self, *arguments, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DualEncoder, "save_pretrained", change_and_save)
+        with pytest.raises(TrainingError, match=r"embeddings differ from the trained model's .* \(written\)"):
+            train(contrastive(stage_of("image", max_steps=1)), tmp_path / "run")
+    assert not (tmp_path / "run" / "s0" / "config.json").exists()
+    assert not (tmp_path / "run" / "model").exists()

@@ -6,16 +6,19 @@ import json
 import re
 import shlex
 import shutil
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from pydicom.data import get_testdata_file
 from typer.testing import CliRunner
 
 from medmvl.cli.main import app
 from medmvl.training.recipe_io import parse_recipe
 
 ROOT = Path(__file__).parents[2]
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
 GUIDES = {name: (ROOT / "docs" / f"{name}.md").read_text() for name in ("training", "own-data")}
 
 
@@ -25,7 +28,7 @@ def blocks(guide: str, language: str) -> list[str]:
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch, data_folder):
-    """A folder as a user has it: the recipes, and own data under data/mine."""
+    """A folder as a user has it: the recipes, own data under data/mine, and a PACS export under data/export."""
     (tmp_path / "recipes").mkdir()
     # Smaller than the shipped one, so that the lesson takes seconds here.
     text = (ROOT / "recipes" / "tiny.yaml").read_text()
@@ -35,6 +38,8 @@ def workplace(tmp_path, monkeypatch, data_folder):
     (tmp_path / "recipes" / "tiny.yaml").write_text(text)
     shutil.copytree(data_folder, tmp_path / "data" / "mine")
     shutil.copy(tmp_path / "data" / "mine" / "d.jsonl", tmp_path / "data" / "mine" / "train.jsonl")
+    (tmp_path / "data" / "export").mkdir()
+    shutil.copy(get_testdata_file("CT_small.dcm"), tmp_path / "data" / "export" / "slice.dcm")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -45,6 +50,11 @@ def test_every_command_runs(guide, workplace):
     assert commands
     for command in commands:
         program, *arguments = shlex.split(command)
+        if program == "pip":  # not run, since tests install nothing; what it names must be an extra of ours
+            extra = re.fullmatch(r"medmvl\[(.+)\]", arguments[-1])
+            assert extra, command
+            assert extra.group(1) in EXTRAS, command
+            continue
         assert program == "medmvl"
         result = CliRunner().invoke(app, arguments, catch_exceptions=False)
         assert result.exit_code == 0, f"{command}\n{result.output}"
@@ -60,7 +70,7 @@ def test_recipes_in_the_guides_are_valid():
 
 
 def test_the_record_in_the_guide_is_one():
-    from medmvl.data.formats import parse_record
+    from medmvl.data.record import parse_record
 
     sample = parse_record(json.loads(blocks("own-data", "json")[0]), "docs/own-data.md")
     assert sample.images == ("case-001.png",)

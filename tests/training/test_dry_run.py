@@ -6,19 +6,23 @@ import io
 from dataclasses import replace
 
 import pytest
+from PIL import Image as PILImage
 from rich.console import Console
 from typer.testing import CliRunner
 
 from medmvl.cli.main import app
+from medmvl.data.formats import write_records
 from medmvl.errors import CheckpointError, DataError, RecipeError
 from medmvl.files import write_text
+from medmvl.training.context import StageContext
 from medmvl.training.cost import Hardware, PartCost, memory_bytes
 from medmvl.training.dry_run import dry_run
+from medmvl.training.leaks import leak_warnings
 from medmvl.training.recipe_io import dump_recipe, load_recipe
 from medmvl.training.run import train
-from medmvl.training.run_folder import read_log
+from medmvl.training.run_folder import RunFolder, read_log
 
-from .conftest import CONNECTORS
+from .conftest import CONNECTORS, turns
 
 
 def quiet():
@@ -63,7 +67,7 @@ def test_hours_shrink_with_more_devices(recipe):
     assert one == pytest.approx(2 * two)
 
 
-def test_a_start_that_is_not_there_is_said_before_any_hub_is_asked(recipe):
+def test_missing_start_is_reported_before_hub_access(recipe):
     settings = recipe({}) | {"model": {"from": "checkpoints/nowhere"}}
     with pytest.raises(CheckpointError, match="checkpoints/nowhere is not a checkpoint folder"):
         dry_run(settings, console=quiet())
@@ -96,3 +100,74 @@ def test_a_stage_too_big_for_the_device_is_pointed_out(recipe):
     plan = dry_run(settings, hardware="A100-80GB", console=Console(file=lines, width=200))[0]
     assert plan.gigabytes > 100
     assert "lower micro_batch_size" in lines.getvalue()
+
+
+# --- held-out data ----------------------------------------------------------------------------------------------------
+
+
+def with_held_out(recipe, folder, rows):
+    """Return a recipe of one evaluated stage: training on two records of patients A and B, held out are `rows`."""
+    for patient in "AB":
+        PILImage.new("L", (20, 20), 90).save(folder / f"{patient}.png")
+    train = [record(f"t{patient}", patient) for patient in "AB"]
+    write_records(folder / "train.jsonl", train)
+    write_records(folder / "held.jsonl", rows)
+    data = {"seen": {"path": "train.jsonl"}, "held": {"path": "held.jsonl"}}
+    stage = {"data": ["seen"], "batch_size": 2, "max_steps": 1, "evaluate": {"data": ["held"], "generate": 1}}
+    return recipe(stage, data_root=str(folder), data=data)
+
+
+def record(identifier, name, **changes):
+    """Return a record about the image of that name, which is the patient's name too."""
+    facts = {"id": identifier, "patient": name, "image": [f"{name}.png"]}
+    return facts | {"conversations": turns("<image>\nBright?", "yes")} | changes
+
+
+def test_faulty_held_out_records_are_named(recipe, tmp_path):
+    unanswered = record("silent", "A") | {"conversations": turns("<image>\nBright?", "yes")[:1]}
+    rows = [record("lost", "C"), record("fine", "A"), unanswered]
+    with pytest.raises(DataError) as caught:
+        dry_run(with_held_out(recipe, tmp_path, rows), console=quiet())
+    message = str(caught.value)
+    assert "2 held-out record(s) of stage 's0' cannot be used" in message
+    assert "'lost'" in message
+    assert "'silent': it has no answer" in message
+    assert "'fine'" not in message
+
+
+def test_dry_run_counts_patients_shared_with_held_out_data(recipe, tmp_path):
+    lines = io.StringIO()
+    rows = [record("a1", "A"), record("a2", "A"), record("b", "B")]
+    dry_run(with_held_out(recipe, tmp_path, rows), console=Console(file=lines, width=200))
+    assert (
+        "LEAK: Stage 's0': 2 patient(s) of the held-out data 'held' are in the training data 'seen'" in lines.getvalue()
+    )
+
+
+def test_a_shared_image_without_a_patient_is_a_leak(recipe, tmp_path):
+    lines = io.StringIO()
+    rows = [record("a", "A", patient=None)]
+    dry_run(with_held_out(recipe, tmp_path, rows), console=Console(file=lines, width=200))
+    assert "1 image(s) or volume(s) of the held-out data" in lines.getvalue()
+
+
+def test_training_warns_of_a_leak_and_names_the_count(recipe, tmp_path, caplog):
+    train(with_held_out(recipe, tmp_path, [record("b", "B")]), tmp_path / "run")
+    assert "1 patient(s) of the held-out data 'held' are in the training data 'seen'" in caplog.text
+
+
+def test_leak_of_an_earlier_stage_is_found(recipe, tmp_path, caplog):
+    settings = with_held_out(recipe, tmp_path, [record("b", "B")])
+    (only,) = settings["stages"]
+    write_records(tmp_path / "other.jsonl", [record("d", "A", patient="D")])
+    settings["data"]["other"] = {"path": "other.jsonl"}
+    first = {key: value for key, value in only.items() if key != "evaluate"}
+    settings["stages"] = [first, only | {"name": "s1", "data": ["other"]}]
+    lines = io.StringIO()
+    dry_run(settings, console=Console(file=lines, width=200))
+    assert "Stage 's1': 1 patient(s) of the held-out data 'held' are in the training data 'seen'" in lines.getvalue()
+    settings["stages"] = [first, only | {"name": "s1", "data": ["other"], "from": str(tmp_path)}]
+    assert (
+        list(leak_warnings(StageContext(load_recipe(settings), load_recipe(settings).stages[1], RunFolder(tmp_path))))
+        == []
+    )

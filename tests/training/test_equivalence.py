@@ -12,9 +12,12 @@ from safetensors.torch import load_file
 from medmvl.data.dataset import SampleDataset
 from medmvl.data.mixture import Mixture
 from medmvl.models.assemble import llm_config
-from medmvl.training.attention import PACKED, attention
-from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler, StepShape, share_out
+from medmvl.training.acceleration.attention import PACKED, attention
 from medmvl.training.build import build
+from medmvl.training.engine.callbacks import Callback
+from medmvl.training.engine.dataset import TrainingDataset
+from medmvl.training.engine.sampling import BatchLayout, StepSampler, split_by_tokens
+from medmvl.training.objectives.language_batches import Collator
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
@@ -24,10 +27,9 @@ from .conftest import CONNECTORS, MODEL
 TOLERANCE = 1e-5  # relative to the largest gradient; measured 4e-7 in fp32
 
 
-def gradients(model, batch):
+def gradients(model, batch, **settings):
     model.zero_grad()
-    inputs = {key: value for key, value in batch.items() if key not in ("ids", "tokens", "positions", "supervised")}
-    loss = model(**inputs, use_cache=False).loss
+    loss = model(**batch.inputs, **settings, use_cache=False).loss
     loss.backward()
     return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
@@ -56,17 +58,17 @@ def test_packing_and_supervised_logits_change_nothing(recipe, data_folder, llm):
     torch.manual_seed(0)
     model, processor = build(load_recipe(settings))
     model.train()
-    records = EncodedRecords(Mixture({"d": SampleDataset(data_folder / "d.jsonl")}), processor)
+    records = TrainingDataset(Mixture({"d": SampleDataset(data_folder / "d.jsonl")}), processor.encode)
     samples = [records[i] for i in range(8)]
-    plain = gradients(model, BatchMaker(processor, packed=False, supervised_only=False)(samples))
-    assert_same(plain, gradients(model, BatchMaker(processor, packed=False, supervised_only=True)(samples)))
-    assert_same(plain, gradients(model, BatchMaker(processor, packed=False, few_lengths=True)(samples)))
+    plain = gradients(model, Collator(processor, packed=False, supervised_only=False)(samples))
+    assert_same(plain, gradients(model, Collator(processor, packed=False, supervised_only=True)(samples)))
+    assert_same(plain, gradients(model, Collator(processor, packed=False, bucket_lengths=True)(samples)))
     with attention(model.language_model, PACKED):
-        assert_same(plain, gradients(model, BatchMaker(processor, packed=True, supervised_only=False)(samples)))
-        assert_same(plain, gradients(model, BatchMaker(processor, packed=True, supervised_only=True)(samples)))
-        assert_same(plain, gradients(model, BatchMaker(processor, packed=True, few_lengths=True)(samples)))
-        batch = BatchMaker(processor, packed=True, supervised_only=True)(samples)
-        assert_same(plain, gradients(model, batch | {"cross_entropy": "chunked"}))
+        assert_same(plain, gradients(model, Collator(processor, packed=True, supervised_only=False)(samples)))
+        assert_same(plain, gradients(model, Collator(processor, packed=True, supervised_only=True)(samples)))
+        assert_same(plain, gradients(model, Collator(processor, packed=True, bucket_lengths=True)(samples)))
+        batch = Collator(processor, packed=True, supervised_only=True)(samples)
+        assert_same(plain, gradients(model, batch, cross_entropy="chunked"))
     assert llm_config(model.language_model)._attn_implementation == "sdpa"
 
 
@@ -131,10 +133,10 @@ def test_liger_is_refused_where_it_cannot_run(recipe, tmp_path):
 def test_samples_of_a_packed_row_do_not_see_each_other(recipe, data_folder):
     torch.manual_seed(0)
     model, processor = build(load_recipe(recipe({})))
-    records = EncodedRecords(Mixture({"d": SampleDataset(data_folder / "d.jsonl")}), processor)
-    make = BatchMaker(processor, packed=True, supervised_only=False)
+    records = TrainingDataset(Mixture({"d": SampleDataset(data_folder / "d.jsonl")}), processor.encode)
+    make = Collator(processor, packed=True, supervised_only=False)
     text_only = [records[3], records[7], records[11]]
-    batch = make(text_only)
+    batch = make(text_only).inputs
     length = batch["segments"][0]
     with torch.no_grad(), attention(model.eval().language_model, PACKED):
         keys = ("input_ids", "position_ids", "segments")
@@ -163,8 +165,8 @@ def varlen_by_mask(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, scale, window_s
 
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("keys", [4, 2])
-def test_one_kernel_for_the_row_is_asked_for_what_the_loop_does(monkeypatch, window, keys):
-    from medmvl.training import attention as module
+def test_row_kernel_equals_segment_loop(monkeypatch, window, keys):
+    from medmvl.training.acceleration import attention as module
 
     torch.manual_seed(0)
     segments = [5, 1, 9, 4]
@@ -181,11 +183,11 @@ def test_one_kernel_for_the_row_is_asked_for_what_the_loop_does(monkeypatch, win
 
 
 def test_positions_that_begin_anew_are_not_enough_to_pack(recipe, data_folder):
-    """The trap: without our attention, a packed row with a key-value cache is one long text, and nobody says so."""
+    """The trap: without our attention, a packed row with a key-value cache is attended to as one long text, without an error."""
     torch.manual_seed(0)
     model, processor = build(load_recipe(recipe({})))
-    records = EncodedRecords(Mixture({"d": SampleDataset(data_folder / "d.jsonl")}), processor)
-    batch = BatchMaker(processor, packed=True, supervised_only=False)([records[3], records[7]])
+    records = TrainingDataset(Mixture({"d": SampleDataset(data_folder / "d.jsonl")}), processor.encode)
+    batch = Collator(processor, packed=True, supervised_only=False)([records[3], records[7]]).inputs
     keys = ("input_ids", "position_ids", "segments")
     rows = {key: batch[key] for key in keys}
     second = slice(batch["segments"][0], None)
@@ -227,13 +229,13 @@ def test_recomputed_activations_give_the_same_gradients(recipe, data_folder, cho
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     from medmvl.models import parts
-    from medmvl.training.stage import checkpoint_activations
+    from medmvl.training.engine.trainable import checkpoint_activations
 
     torch.manual_seed(0)
     model, processor = build(load_recipe(recipe({})))
     model.train()
-    records = EncodedRecords(Mixture({"d": SampleDataset(data_folder / "d.jsonl")}), processor)
-    batch = BatchMaker(processor, packed=False)([records[i] for i in range(6)])
+    records = TrainingDataset(Mixture({"d": SampleDataset(data_folder / "d.jsonl")}), processor.encode)
+    batch = Collator(processor, packed=False)([records[i] for i in range(6)])
     plain = gradients(model, batch)
     checkpoint_activations(model, chosen)
     runs = {}
@@ -275,7 +277,7 @@ def test_bf16_stays_near_and_frozen_parts_keep_their_numbers(recipe, tmp_path):
 
 def test_steps_are_shared_out_completely_and_evenly(data_folder):
     mixture = Mixture({"d": SampleDataset(data_folder / "d.jsonl")})
-    shape = StepShape.of(batch_size=10, micro_batch_size=2, world=2)
+    shape = BatchLayout.of(batch_size=10, micro_batch_size=2, world=2)
     assert shape.accumulation == 3
     costs = {n: ("image" if n % 2 else "", float(n + 1)) for n in range(len(mixture))}
     ranks = [list(StepSampler(mixture, 2, shape, rank, costs.__getitem__)) for rank in range(2)]
@@ -290,15 +292,15 @@ def test_share_out_keeps_kinds_and_lengths_together():
     import numpy as np
 
     kinds = ["image", "", "image", "", "image", ""]
-    groups = share_out(kinds, np.array([10.0, 3, 9, 3, 11, 30]), 3)
+    groups = split_by_tokens(kinds, np.array([10.0, 3, 9, 3, 11, 30]), 3)
     assert sorted(i for group in groups for i in group) == list(range(6))
     assert groups[0] == [5]  # the long text alone
-    assert share_out([""] * 3, np.array([100.0, 1, 1]), 3) == [[0], [1], [2]]
+    assert split_by_tokens([""] * 3, np.array([100.0, 1, 1]), 3) == [[0], [1], [2]]
 
 
 def test_stored_features_stand_for_frozen_encoders(recipe, tmp_path, monkeypatch):
     from medmvl.models.encoders.vit3d import ViT3D
-    from medmvl.training.features import StoredMedia
+    from medmvl.training.acceleration.features import StoredMedia
 
     stage = {"train": CONNECTORS | {"llm": "full"}, "lr": 1e-3}
     train(recipe(stage), tmp_path / "pixels")
@@ -313,10 +315,18 @@ def test_stored_features_stand_for_frozen_encoders(recipe, tmp_path, monkeypatch
     def no_encoder(self, pixels):
         raise AssertionError("a frozen encoder ran although its features are stored")
 
+    class EncoderAfterTheSteps(Callback):
+        """Lets the encoder run again when the steps are done: the finished stage is probed with pixels."""
+
+        def on_end(self, loop):
+            monkeypatch.setattr(ViT3D, "forward", forward)
+
+    forward = ViT3D.forward
     monkeypatch.setattr(StoredMedia, "encode", lambda self, sample: seen.append(sample.id) or encode(self, sample))
     monkeypatch.setattr(ViT3D, "forward", no_encoder)
     again = recipe(stage | {"feature_cache": True, "max_steps": 1}, {"train": {"image_encoder": "full"}, "lr": 1e-3})
-    train(again | {"stages": again["stages"][:1], "seed": 3}, _with_features(tmp_path))
+    only = again | {"stages": again["stages"][:1], "seed": 3}
+    train(only, _with_features(tmp_path), callbacks=[EncoderAfterTheSteps()])
     assert seen
 
 
@@ -338,9 +348,9 @@ def test_a_pooling_without_weights_is_stored_with_the_features(recipe, tmp_path,
     )  # tokens of (2, 2, 2), pooled to (2, 1, 1)
 
 
-def test_media_are_looked_for_once_and_anew_when_one_has_changed(recipe, data_folder, tmp_path, monkeypatch):
+def test_features_are_stored_once_and_again_after_changes(recipe, data_folder, tmp_path, monkeypatch):
     from medmvl.errors import RecipeError
-    from medmvl.training import features
+    from medmvl.training.acceleration import features
 
     filled = []
     fill = features._fill
@@ -376,7 +386,7 @@ def test_feature_cache_needs_a_frozen_encoder(recipe, tmp_path):
 
 @pytest.mark.parametrize("autocast", [True, False])
 def test_attention_in_half_precision_on_the_cpu_is_that_of_fp32(autocast):
-    from medmvl.training.cpu import whole_attention_on_cpu
+    from medmvl.training.acceleration.cpu import whole_attention_on_cpu
 
     torch.manual_seed(0)
     half = [torch.randn(2, 4, 40, 16).bfloat16() for _ in range(3)]
@@ -403,7 +413,7 @@ def test_layers_computed_again_attend_as_they_did(recipe, tmp_path):
 
 
 def test_attention_in_full_precision_is_left_alone():
-    from medmvl.training.cpu import whole_attention_on_cpu
+    from medmvl.training.acceleration.cpu import whole_attention_on_cpu
 
     torch.manual_seed(0)
     inputs = dict(zip(("query", "key", "value"), torch.randn(3, 1, 2, 9, 8), strict=True))

@@ -11,12 +11,12 @@ from medmvl import MedMVLForConditionalGeneration
 from medmvl.errors import CheckpointError
 from medmvl.models import weight_writer
 from medmvl.models.weights import Weights
-from medmvl.training import run as module
-from medmvl.training.finish import write_consolidated
+from medmvl.training.engine.callbacks import Callback
+from medmvl.training.engine.consolidate import write_consolidated
+from medmvl.training.engine.state import BUFFERS, WEIGHTS, write_values
+from medmvl.training.engine.trainable import Adaptation
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
-from medmvl.training.state import write_values
-from medmvl.training.trainer import BUFFERS, WEIGHTS
 
 from .conftest import CONNECTORS, RESNET
 
@@ -44,19 +44,17 @@ def test_put_together_from_pieces_it_is_the_same(recipe, tmp_path, monkeypatch, 
     run, pieces, together = (tmp_path / name for name in ("run", "pieces", "together"))
     pieces.mkdir()
     together.mkdir()
-    finish = module.finish_stage
 
-    def lay_down_first(*arguments):
-        trainer = arguments[4]
-        trainer.trained.write_weights(pieces, WEIGHTS)
-        if buffers := trainer.applied.buffers():
-            write_values(pieces, BUFFERS, buffers)
-        finish(*arguments)
+    class WritePieces(Callback):
+        def on_end(self, loop):
+            loop.trained.write_weights(pieces, WEIGHTS)
+            if buffers := loop.objective.trainable.buffers():
+                write_values(pieces, BUFFERS, buffers)
 
-    monkeypatch.setattr(module, "finish_stage", lay_down_first)
     monkeypatch.setattr(weight_writer.write_weights, "__defaults__", (50_000,))  # several shards
-    train(settings, run)
-    write_consolidated(together, run / "init", pieces, load_recipe(settings).stages[0])
+    train(settings, run, callbacks=[WritePieces()])
+    section = load_recipe(settings).stages[0]
+    write_consolidated(together, run / "init", pieces, Adaptation.of(section), section.save_dtype)
     expected, found = Weights(run / "s0"), Weights(together)
     assert len(found.files) > 1
     assert set(found) == set(expected)
@@ -78,5 +76,6 @@ def test_pieces_of_another_model_are_refused(recipe, tmp_path):
     for file in ("config.json", "generation_config.json"):
         (start / file).write_text((tmp_path / "run" / "init" / file).read_text())
     write_values(start, "model", {"language_model.model.norm.weight": torch.zeros(32)})
+    adaptation = Adaptation.of(load_recipe(settings).stages[0])
     with pytest.raises(CheckpointError, match="missing"):
-        write_consolidated(tmp_path / "together", start, tmp_path, load_recipe(settings).stages[0])
+        write_consolidated(tmp_path / "together", start, tmp_path, adaptation, "float32")

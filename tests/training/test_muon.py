@@ -1,4 +1,4 @@
-"""Muon moves the matrices of linear layers, AdamW the rest; both live in one optimiser that is scheduled and resumed."""
+"""Muon moves the matrices of linear layers, AdamW the rest; both live in one optimizer that is scheduled and resumed."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 from medmvl.errors import MissingExtraError, RecipeError
-from medmvl.training.muon import MuonWithAdamW, hidden_matrices
+from medmvl.training.acceleration.muon import MuonWithAdamW, hidden_matrices
+from medmvl.training.engine.state import STATE_MARK
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
-from medmvl.training.state import STATE_MARK
 from processes import in_two_processes, killed_before_step
 
 from .conftest import CONNECTORS
@@ -40,7 +40,7 @@ def descend(network, optimizer, steps=3):
         optimizer.step()
 
 
-def test_each_kind_moves_as_torchs_own_optimiser_moves_it(network):
+def test_each_kind_moves_as_torchs_own_optimizer_moves_it(network):
     other = copy.deepcopy(network)
     descend(network, optimizer_of(network))
     matrices = [other[1].weight, other[3].weight]
@@ -114,8 +114,8 @@ def test_a_run_resumes_exactly(recipe, tmp_path):
     train(settings, tmp_path / "whole")
 
     for stage in ("s0", "s1"):  # in the full stage, and in the one with adapters
-        with killed_before_step(3, stage):
-            train(settings, tmp_path / "run", resume=True)
+        with killed_before_step(3, stage) as callbacks:
+            train(settings, tmp_path / "run", resume=True, callbacks=callbacks)
     train(settings, tmp_path / "run", resume=True)
     logs = [read_log(tmp_path / name / "log.jsonl") for name in ("whole", "run")]
     assert [row["loss"] for row in logs[0]] == [row["loss"] for row in logs[1]]

@@ -1,4 +1,4 @@
-"""LoRA on quantised weights (QLoRA): the finished checkpoint is plain, and is the model that was trained."""
+"""LoRA on quantized weights (QLoRA): the finished checkpoint is plain, and is the model that was trained."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 
 from medmvl.checkpoints import adapt, load_adapted, merge
-from medmvl.checkpoints.probe import probe_batch, probe_logits
 from medmvl.models import MedMVLForConditionalGeneration
+from medmvl.models.probe import probe_batch, probe_logits
 from medmvl.models.quantized import QuantizedLinear
-from medmvl.training.recipe import Recipe, StageSection
+from medmvl.training.engine.trainable import Adaptation, freeze_and_adapt
+from medmvl.training.recipe import LanguageStage, Recipe
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
-from medmvl.training.stage import apply_stage
 
 from .conftest import CONNECTORS
 
@@ -47,13 +47,23 @@ def test_a_stage_trains_and_ends_as_a_plain_checkpoint(recipe, tmp_path, kind, p
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("kind", PRESENT)
+def test_kept_adapters_and_the_quantized_start_are_the_finished_model(recipe, tmp_path, kind):
+    model = train(recipe({"train": CONNECTORS, "max_steps": 1}, {**stage(kind), "max_steps": 2}), tmp_path / "run")
+    finished = MedMVLForConditionalGeneration.from_pretrained(model)
+    batch = probe_batch(finished.config)
+    expected = probe_logits(finished, batch)
+    adapted = load_adapted(model / "adapter", quantize=kind).get_base_model()
+    assert float((probe_logits(adapted, batch) - expected).abs().max() / expected.abs().max()) < 1e-4
+
+
 @pytest.mark.parametrize("lora", [{}, {"dora": True}, {"rslora": True}], ids=["lora", "dora", "rslora"])
 @pytest.mark.parametrize("kind", PRESENT)
 def test_the_merged_model_is_the_trained_one(recipe, tmp_path, kind, lora):
     """Measured worst difference, relative to the largest logit: 3e-7."""
     folder = train(recipe({"train": CONNECTORS, "max_steps": 1}), tmp_path / "run")
     model = MedMVLForConditionalGeneration.from_pretrained(folder)
-    applied = apply_stage(model, StageSection.model_validate({"name": "q", **stage(kind, **lora)}))
+    applied = freeze_and_adapt(model, Adaptation.of(LanguageStage.model_validate({"name": "q", **stage(kind, **lora)})))
     assert any(isinstance(module, QuantizedLinear) for module in model.language_model.modules())
     torch.manual_seed(1)
     with torch.no_grad():
@@ -81,7 +91,7 @@ def test_a_killed_run_goes_on_bit_by_bit(recipe, tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", PRESENT)
-def test_adapters_trained_on_quantised_weights_are_an_ordinary_folder(recipe, tmp_path, kind):
+def test_adapters_trained_on_quantized_weights_are_an_ordinary_folder(recipe, tmp_path, kind):
     """With their connectors; on the base in full and in few bits; merging gives base and adapter."""
     base = train(recipe({"train": CONNECTORS, "max_steps": 1}), tmp_path / "run")
     adapted = adapt(MedMVLForConditionalGeneration.from_pretrained(base), quantize=kind)
@@ -104,7 +114,7 @@ def test_adapters_trained_on_quantised_weights_are_an_ordinary_folder(recipe, tm
     assert (probe_logits(merged, batch) - in_full).abs().max() <= 1e-5 * in_full.abs().max()
 
 
-def test_sharded_weights_are_not_quantised(recipe):
+def test_sharded_weights_are_not_quantized(recipe):
     values = recipe(stage("nf4"))
     with pytest.raises(ValidationError, match="does not go with run.strategy fsdp"):
         Recipe.model_validate({**values, "run": {"strategy": "fsdp"}})

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from medmvl.errors import RecipeError
 from medmvl.training.recipe import Recipe
+from medmvl.training.recipe.other_names import SAME_SETTING
 from medmvl.training.recipe_io import dump_recipe, load_recipe, parse_recipe
 
 
@@ -97,6 +100,10 @@ def test_a_wrong_override_is_explained(override, words):
         ("stages.0={name: a, train: {llm: full}, lr: 1, epochs: 1, max_steps: 2}", "either `epochs` or `max_steps`"),
         ("model.llm.config=null", "either `init_from`"),
         ("stages.0.learning_rate=1", "Here it is called 'lr'"),
+        ("stages.0.gradient_accumulation_steps=4", "batch_size / (micro_batch_size × number of devices)"),
+        ("stages.0.train.llm={mode: lora, lora: {rank: 3}}", "Here it is called 'r'"),
+        ("model.vision_tower=x", "model: {image: {encoder:"),
+        ("stages.0.fp16=true", "Write `precision: fp16`"),
         ("run.strategy=zero2\0stages.0.optimizer=adamw_8bit", "adamw_8bit does not go with run.strategy zero2"),
         ("run.strategy=zero1", "run.strategy: Input should be"),
         ("name=../up", "name: String should match"),
@@ -125,3 +132,9 @@ def test_mixture_of_a_stage():
     stages[0]["data"] = {"a": 0.5}
     recipe = parse_recipe(values(data=data, stages=stages))
     assert recipe.mixture(recipe.stage("s")) == {"a": 0.5}
+
+
+def test_hints_name_keys_that_exist():
+    reference = (Path(__file__).parents[2] / "docs" / "recipe-reference.md").read_text(encoding="utf-8")
+    for foreign, ours in SAME_SETTING.items():
+        assert ours == "--out" or f"`{ours.rpartition('.')[2]}`" in reference, (foreign, ours)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -17,23 +18,22 @@ from safetensors.torch import load_file
 
 from medmvl.errors import CheckpointError
 from medmvl.files import write_text
-from medmvl.training.callbacks import drop_lines_after
-from medmvl.training.checkpoints import (
+from medmvl.training.engine.callbacks import drop_lines_after
+from medmvl.training.engine.checkpoints import (
     checkpoints,
     link_or_copy,
     newest_whole,
     rotate,
     seal,
+    sealed_directory,
     tidy,
     verify,
     whole_files,
-    whole_folder,
 )
 from medmvl.training.recipe_io import dump_recipe, load_recipe
 from medmvl.training.run import TrainingInterruptedError, train
 from medmvl.training.run_folder import read_log
-from medmvl.training.trainer import StageTrainer
-from processes import TrainingProcess, killed_before_step
+from processes import BeforeStep, TrainingProcess, in_two_processes, killed_before_step
 
 from .conftest import CONNECTORS
 
@@ -42,13 +42,13 @@ LORA = {"train": {"llm": {"mode": "lora", "lora": {"r": 2, "dropout": 0.2}}, **C
 STAGES = ({"max_steps": 7, "save_every": 2}, LORA | {"max_steps": 5, "save_every": 2, "micro_batch_size": 2})
 
 
-def course(folder: Path) -> list[tuple]:
+def lr_lambda(folder: Path) -> list[tuple]:
     """What must be equal to the bit: everything in the log but the seconds."""
     return [tuple((k, v) for k, v in row.items() if k != "seconds") for row in read_log(folder / "log.jsonl")]
 
 
 def assert_same_run(one: Path, other: Path) -> None:
-    assert course(one) == course(other)
+    assert lr_lambda(one) == lr_lambda(other)
     for stage in ("s0", "s1", "model"):
         first, second = (load_file(run / stage / "model.safetensors") for run in (one, other))
         assert set(first) == set(second)
@@ -85,16 +85,16 @@ def uninterrupted(settings, tmp_path_factory):
 
 @pytest.mark.parametrize(("stage", "step"), [("s0", 4), ("s1", 3)])
 def test_an_interrupted_run_resumes_exactly(settings, uninterrupted, tmp_path, stage, step):
-    with killed_before_step(step, stage):
-        train(settings, tmp_path / "run")
+    with killed_before_step(step, stage) as callbacks:
+        train(settings, tmp_path / "run", callbacks=callbacks)
     train(settings, tmp_path / "run", resume=True)
     assert_same_run(uninterrupted, tmp_path / "run")
 
 
-def test_a_finished_run_resumes_to_nothing(settings, uninterrupted, monkeypatch):
-    monkeypatch.setattr(StageTrainer, "train", lambda *_, **__: pytest.fail("trained again"))
+def test_a_finished_run_resumes_to_nothing(settings, uninterrupted):
     before = (uninterrupted / "log.jsonl").read_bytes()
-    assert train(settings, uninterrupted, resume=True) == uninterrupted / "model"
+    again = BeforeStep(0, lambda loop: pytest.fail("trained again"))
+    assert train(settings, uninterrupted, resume=True, callbacks=[again]) == uninterrupted / "model"
     assert (uninterrupted / "log.jsonl").read_bytes() == before
 
 
@@ -104,8 +104,8 @@ def test_loader_processes_do_not_change_the_course(settings, uninterrupted, tmp_
 
 
 def test_a_damaged_checkpoint_falls_back_to_the_one_before(settings, uninterrupted, tmp_path, caplog):
-    with killed_before_step(5):
-        train(settings, tmp_path / "run")
+    with killed_before_step(5) as callbacks:
+        train(settings, tmp_path / "run", callbacks=callbacks)
     folder = tmp_path / "run" / "s0" / "checkpoints"
     assert [path.name for path in checkpoints(folder)] == ["checkpoint-2", "checkpoint-4"]
     optimizer = folder / "checkpoint-4" / "optimizer.safetensors"
@@ -115,19 +115,11 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before(settings, uninterrupt
     assert_same_run(uninterrupted, tmp_path / "run")
 
 
-def test_a_stop_request_saves_and_ends(settings, uninterrupted, tmp_path, monkeypatch):
-    original = StageTrainer.training_step
-
-    def ask(self, *args, **kwargs):
-        if self.state.global_step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-        return original(self, *args, **kwargs)
-
+def test_a_stop_request_saves_and_ends(settings, uninterrupted, tmp_path):
+    ask = BeforeStep(2, lambda loop: os.kill(os.getpid(), signal.SIGTERM))
     handler = signal.getsignal(signal.SIGTERM)
-    with monkeypatch.context() as patch:
-        patch.setattr(StageTrainer, "training_step", ask)
-        with pytest.raises(TrainingInterruptedError, match="after step 4 of 7"):
-            train(settings, tmp_path / "run")
+    with pytest.raises(TrainingInterruptedError, match="after step 4 of 7"):
+        train(settings, tmp_path / "run", callbacks=[ask])
     assert signal.getsignal(signal.SIGTERM) is handler
     assert newest_whole(tmp_path / "run" / "s0" / "checkpoints").name == "checkpoint-4"
     train(settings, tmp_path / "run", resume=True)
@@ -136,8 +128,8 @@ def test_a_stop_request_saves_and_ends(settings, uninterrupted, tmp_path, monkey
 
 def test_a_checkpoint_of_another_stage_is_refused(settings, tmp_path):
     first = load_recipe(settings, ["stages.s0.max_steps=3"])
-    with killed_before_step(2):
-        train(first, tmp_path / "run")
+    with killed_before_step(2) as callbacks:
+        train(first, tmp_path / "run", callbacks=callbacks)
     other = load_recipe(first, ["stages.s0.train={llm: full}"])
     write_text(tmp_path / "run" / "recipe.yaml", dump_recipe(other))
     with pytest.raises(CheckpointError, match="trains other weights"):
@@ -225,11 +217,11 @@ def test_killed_through_the_command_line(settings, uninterrupted, tmp_path):
 
 def test_a_folder_is_whole_or_not_there(tmp_path):
     target = tmp_path / "checkpoint-5"
-    with pytest.raises(IsADirectoryError), whole_folder(target) as aside:
+    with pytest.raises(IsADirectoryError), sealed_directory(target) as aside:
         aside.write_bytes(b"x")
     assert list(tmp_path.iterdir()) == []
     for content in (b"one", b"two"):
-        with whole_folder(target) as aside:
+        with sealed_directory(target) as aside:
             (aside / "a.bin").write_bytes(content)
         verify(target)
         assert (target / "a.bin").read_bytes() == content
@@ -267,7 +259,7 @@ def test_rotation_keeps_the_newest_and_the_best(tmp_path):
     assert newest_whole(tmp_path) is None
 
 
-def test_finished_files_come_with_the_seal_last_and_get_a_second_name(tmp_path):
+def test_seal_is_moved_last(tmp_path):
     stage = tmp_path / "stage"
     (stage / "checkpoints" / "checkpoint-1").mkdir(parents=True)
     with whole_files(stage) as aside:
@@ -280,7 +272,7 @@ def test_finished_files_come_with_the_seal_last_and_get_a_second_name(tmp_path):
     verify(tmp_path / "model")
 
 
-def test_weights_of_an_attempt_that_was_cut_off_do_not_stay(tmp_path):
+def test_weights_of_interrupted_attempt_are_removed(tmp_path):
     for name in ("model-00001-of-00002.safetensors", "model.safetensors.index.json", "evaluation.txt"):
         (tmp_path / name).write_text("stale")
     with whole_files(tmp_path) as aside:
@@ -295,3 +287,33 @@ def test_log_lines_after_the_checkpoint_are_dropped(tmp_path):
     )
     drop_lines_after(log, "b", 1)
     assert log.read_text() == '{"stage": "a", "step": 1}\n{"stage": "b", "step": 1}\n'
+
+
+# --- checkpoints by time ------------------------------------------------------------------------------------------
+
+
+def test_checkpoint_is_written_when_minutes_have_passed(settings, uninterrupted, tmp_path, capsys):
+    by_time = load_recipe(settings, ["stages.s0.save_every=1000", "stages.s0.save_minutes=1e-9"])
+    with killed_before_step(4) as callbacks:
+        train(by_time, tmp_path / "run", callbacks=callbacks)
+    assert newest_whole(tmp_path / "run" / "s0" / "checkpoints").name in ("checkpoint-3", "checkpoint-4")
+    capsys.readouterr()
+    train(by_time, tmp_path / "run", resume=True)
+    assert re.search(r"Stage s0 continues after step [34] of 7, from .*checkpoint-[34]", capsys.readouterr().err)
+    assert_same_run(uninterrupted, tmp_path / "run")
+
+
+def test_no_checkpoint_before_the_minutes_have_passed(settings, tmp_path):
+    rarely = load_recipe(settings, ["stages.s0.save_every=1000"])
+    with killed_before_step(6) as callbacks:
+        train(rarely, tmp_path / "run", callbacks=callbacks)
+    assert newest_whole(tmp_path / "run" / "s0" / "checkpoints") is None
+
+
+def test_processes_agree_on_a_checkpoint_by_time(settings, tmp_path):
+    by_time = load_recipe(
+        settings, ["stages.s0.save_every=1000", "stages.s0.save_minutes=1e-9", "stages.s0.max_steps=3"]
+    )
+    in_two_processes(train, by_time, tmp_path / "run", stage="s0")
+    checkpoint = newest_whole(tmp_path / "run" / "s0" / "checkpoints")
+    assert {"rng_state_0.pth", "rng_state_1.pth"} <= {path.name for path in checkpoint.iterdir()}

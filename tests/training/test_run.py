@@ -11,13 +11,15 @@ from safetensors.torch import load_file
 from medmvl.errors import DataError, RecipeError, TrainingError
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.processing import MedMVLProcessor
-from medmvl.training import callbacks
-from medmvl.training.batches import EncodedRecords
+from medmvl.training.engine import callbacks
+from medmvl.training.engine.callbacks import Callback
+from medmvl.training.engine.dataset import TrainingDataset
+from medmvl.training.engine.devices import Engine
+from medmvl.training.engine.loop import TrainingLoop
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
-from medmvl.training.trainer import StageTrainer
-from processes import killed_before_step
+from processes import BeforeStep, PoisonLoss, killed_before_step
 
 from .conftest import CONNECTORS, EVERYTHING, RESNET
 
@@ -118,7 +120,7 @@ def test_a_run_that_never_took_a_step_is_begun_anew(recipe, tmp_path, monkeypatc
         raise DataError("gone")
 
     with monkeypatch.context() as patched:
-        patched.setattr(EncodedRecords, "__getitem__", no_data)
+        patched.setattr(TrainingDataset, "__getitem__", no_data)
         with pytest.raises(DataError, match="gone"):
             train(recipe({"max_steps": 1}), tmp_path / "run")
     assert (tmp_path / "run" / "init").is_dir()
@@ -128,13 +130,13 @@ def test_a_run_that_never_took_a_step_is_begun_anew(recipe, tmp_path, monkeypatc
     assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-def test_running_statistics_train_with_their_encoder_and_are_part_of_a_resumed_run(recipe, tmp_path):
+def test_running_statistics_train_and_resume(recipe, tmp_path):
     parts = {"image_encoder": "full", "image_connector": "full"}
     described = recipe({"train": parts, "max_steps": 4, "save_every": 2})
     described["model"]["image"]["encoder"] = RESNET
     train(described, tmp_path / "whole")
-    with killed_before_step(3):
-        train(described, tmp_path / "cut")
+    with killed_before_step(3) as callbacks:
+        train(described, tmp_path / "cut", callbacks=callbacks)
     train(described, tmp_path / "cut", resume=True)
     start, whole, cut = (weights(tmp_path / name) for name in ("whole/init", "whole/model", "cut/model"))
     means = [name for name in whole if name.endswith("running_mean")]
@@ -161,8 +163,12 @@ def test_a_bf16_step_on_the_cpu_attends_in_fp32_everywhere(recipe, tmp_path, mon
         seen.append(torch.bfloat16 if lowered else query.dtype)
         return attend(query, *args, **kwargs)
 
+    class StepsAlone(Callback):
+        def on_step_begin(self, loop):
+            seen.clear()  # before the stage both forms are measured
+
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", look)
-    train(recipe({"precision": "bf16", "max_steps": 1}), tmp_path / "run")
+    train(recipe({"precision": "bf16", "max_steps": 1}), tmp_path / "run", callbacks=[StepsAlone()])
     assert len(seen) > 3
     assert set(seen) == {torch.float32}
 
@@ -180,37 +186,26 @@ def test_a_bad_record_is_named(recipe, tmp_path, data_folder):
         assert "Traceback" not in str(caught.value)
 
 
-def test_steps_without_finite_gradient_are_skipped_logged_and_end_the_run(recipe, tmp_path, monkeypatch):
-    original = StageTrainer.compute_loss
-    poisoned = {2}
-
-    def poison(self, *args, **kwargs):
-        loss = original(self, *args, **kwargs)
-        return loss * float("nan") if self.state.global_step + 1 in poisoned else loss
-
-    monkeypatch.setattr(StageTrainer, "compute_loss", poison)
-    train(recipe({"max_steps": 4}), tmp_path / "a")
+def test_steps_without_finite_gradient_are_skipped_logged_and_end_the_run(recipe, tmp_path):
+    train(recipe({"max_steps": 4}), tmp_path / "a", callbacks=[PoisonLoss({1})])
     rows = read_log(tmp_path / "a" / "log.jsonl")
     assert [row.get("skipped", False) for row in rows] == [False, True, False, False]
     assert rows[1]["loss"] is None
     assert len(rows[1]["ids"]) == 6
     assert all(torch.isfinite(value).all() for value in weights(tmp_path / "a" / "model").values())
-    poisoned |= {3, 4}
     with pytest.raises(TrainingError, match=r"3 steps in a row had no finite gradient.*records r"):
-        train(recipe({"max_steps": 9, "stop_after_nans": 3}), tmp_path / "b")
+        train(recipe({"max_steps": 9, "stop_after_nans": 3}), tmp_path / "b", callbacks=[PoisonLoss({1, 2, 3})])
 
 
-def test_what_a_loss_scale_overflows_does_not_count_against_the_run(recipe, tmp_path, monkeypatch):
+def test_loss_scale_overflows_do_not_end_run(recipe, tmp_path, monkeypatch):
     scales = iter([8.0, 4.0, 2.0, 1.0, 1.0, 1.0])
-    monkeypatch.setattr(StageTrainer, "_loss_scale", lambda self: next(scales))
-    original = StageTrainer.compute_loss
-    monkeypatch.setattr(StageTrainer, "compute_loss", lambda self, *a, **k: original(self, *a, **k) * float("nan"))
+    monkeypatch.setattr(Engine, "loss_scale", lambda self: next(scales))
     with pytest.raises(TrainingError, match=r"2 steps in a row had no finite gradient; the last one, step 5"):
-        train(recipe({"max_steps": 9, "stop_after_nans": 2}), tmp_path / "run")
+        train(recipe({"max_steps": 9, "stop_after_nans": 2}), tmp_path / "run", callbacks=[PoisonLoss()])
     assert all(row["skipped"] for row in read_log(tmp_path / "run" / "log.jsonl"))
 
 
-def test_the_learning_rate_follows_the_step_also_after_one_that_a_scaler_passed_over(recipe, tmp_path, monkeypatch):
+def test_learning_rate_follows_step_after_skipped_step(recipe, tmp_path, monkeypatch):
     from accelerate import Accelerator
 
     train(recipe({"max_steps": 5}), tmp_path / "plain")
@@ -229,31 +224,27 @@ def test_fp16_is_refused_where_nothing_would_come_of_it(recipe, tmp_path):
 
 
 def test_out_of_memory_and_a_full_disk_are_said_plainly(recipe, tmp_path, monkeypatch):
-    def no_memory(self, *args, **kwargs):
+    def no_memory(loop):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     def no_space(self, folder):
         raise OSError(28, "No space left on device", str(folder))
 
+    with pytest.raises(TrainingError, match="Lower micro_batch_size"):
+        train(recipe({}), tmp_path / "a", callbacks=[BeforeStep(0, no_memory)])
     with monkeypatch.context() as patch:
-        patch.setattr(StageTrainer, "training_step", no_memory)
-        with pytest.raises(TrainingError, match="Lower micro_batch_size"):
-            train(recipe({}), tmp_path / "a")
-    with monkeypatch.context() as patch:
-        patch.setattr(StageTrainer, "_write_shared", no_space)
+        patch.setattr(TrainingLoop, "write_shared", no_space)
         with pytest.raises(TrainingError, match="the disk is full"):
             train(recipe({"save_every": 1}), tmp_path / "b")
     assert not list((tmp_path / "b" / "s0" / "checkpoints").glob("*"))
     assert train(recipe({"save_every": 1}), tmp_path / "b", resume=True).is_dir()
 
 
-def test_a_loader_process_that_is_killed_is_said_plainly_and_costs_one_step(recipe, tmp_path, monkeypatch):
+def test_killed_loader_is_reported_and_costs_one_step(recipe, tmp_path, monkeypatch):
     import os
     import signal
 
-    from medmvl.training.batches import EncodedRecords
-
-    original, home = EncodedRecords.__getitem__, os.getpid()
+    original, home = TrainingDataset.__getitem__, os.getpid()
     seen = []
 
     def dies(self, number):
@@ -265,7 +256,7 @@ def test_a_loader_process_that_is_killed_is_said_plainly_and_costs_one_step(reci
     run = {"progress": False, "device": "cpu", "workers": 1, "prefetch": 1}
     stage = {"max_steps": 4, "save_every": 1}
     with monkeypatch.context() as patch:
-        patch.setattr(EncodedRecords, "__getitem__", dies)
+        patch.setattr(TrainingDataset, "__getitem__", dies)
         with pytest.raises(TrainingError, match=r"process that loads data has died.*lower run.workers"):
             train(recipe(stage, run=run), tmp_path / "run")
     kept = len(read_log(tmp_path / "run" / "log.jsonl"))
@@ -302,7 +293,7 @@ def test_tensorboard_files_hold_the_loss(recipe, tmp_path):
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run = {"progress": False, "device": "cpu", "tensorboard": True}
+    run = {"progress": False, "device": "cpu", "trackers": ["tensorboard"]}
     folder = train(recipe({"max_steps": 2}, run=run), tmp_path / "run")
     events = EventAccumulator(str(tmp_path / "run" / "s0" / "tensorboard")).Reload()
     losses = [row["loss"] for row in read_log(tmp_path / "run" / "log.jsonl")]

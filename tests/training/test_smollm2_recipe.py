@@ -18,7 +18,7 @@ from medmvl.training.shipped import recipes_folder
 from .conftest import CONNECTORS, MODEL
 
 RECIPE = recipes_folder() / "smollm2-cpu" / "recipe.yaml"
-NAMES = ("film-captions", "ct-captions", "film-closed", "ct-closed")
+NAMES = ("radiograph-captions", "ct-captions", "radiograph-closed", "ct-closed")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def quickstart_model(data_folder: Path, tmp_path_factory: pytest.TempPathFactory
     return train(recipe, tmp_path_factory.mktemp("qs") / "run")
 
 
-def test_all_stages_run_and_the_encoders_stay_as_the_quickstart_trained_them(
+def test_all_stages_run_and_encoders_stay_unchanged(
     llm_folder: Path, quickstart_model: Path, data_folder: Path, tmp_path: Path
 ) -> None:
     data = [f"data.{name}.path=d.jsonl" for name in NAMES]

@@ -53,16 +53,16 @@ def test_tiny_recipe_holds_every_kind_of_stage():
 def test_a_recipe_can_ask_for_texts_to_read_first(tmp_path):
     settings = yaml.safe_load(TINY.read_text()) | {
         "data_root": str(tmp_path),
-        "phantoms": {"train": 4, "val": 2, "test": 2, "size": [8, 32, 32], "film": 32, "readings": 6},
+        "phantoms": {"train": 4, "val": 2, "test": 2, "size": [8, 32, 32], "radiograph": 32, "text_only_patients": 6},
     }
     draw_phantoms(load_recipe(settings))
     root = tmp_path / "phantoms"
-    assert len(list(iter_jsonl(root / "readings.jsonl"))) == 6
-    for kind, medium in (("film", "image"), ("ct", "image3d")):
+    assert len(list(iter_jsonl(root / "text-only-patients.jsonl"))) == 6
+    for kind, medium in (("radiograph", "image"), ("ct", "image3d")):
         captions = list(iter_jsonl(root / f"{kind}-captions.jsonl"))
         closed = list(iter_jsonl(root / f"{kind}-closed.jsonl"))
         assert len({row[medium][0] for row in captions}) == len(captions) == 4
-        media = root / ("slake" if kind == "film" else "ct-rate")
+        media = root / ("slake" if kind == "radiograph" else "ct-rate")
         assert all((media / row[medium][0]).is_file() for row in (*captions, *closed))
         answers = {turn["value"].lower() for row in closed for turn in row["conversations"] if turn["from"] == "gpt"}
         assert answers <= {"yes", "no", "left", "right"}

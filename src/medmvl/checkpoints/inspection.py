@@ -1,4 +1,4 @@
-"""What is in a checkpoint folder, without loading it: parts, shapes, dtypes, geometry, template, recipe."""
+"""Description of a checkpoint folder without loading it: parts, shapes, dtypes, geometry, template, recipe."""
 
 from __future__ import annotations
 
@@ -11,18 +11,24 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from medmvl.checkpoints.adapters import ADAPTER_CONFIG
 from medmvl.checkpoints.convert import read_raw_config
 from medmvl.checkpoints.llava import is_llava
 from medmvl.checkpoints.reference_config import is_reference
 from medmvl.checkpoints.tinyllava import is_tinyllava
+from medmvl.checkpoints.vllm_cpu import vllm_cpu_note
+from medmvl.errors import naming, printable
 from medmvl.files import PathLike, read_json
 from medmvl.imaging import Geometry
 from medmvl.models import MedMVLConfig
+from medmvl.models.base_model import check_layers
 from medmvl.models.contrastive import DualEncoderConfig
-from medmvl.models.encoders.own import DUAL_ENCODER, MODEL
+from medmvl.models.encoders.medmvl_checkpoint import DUAL_ENCODER, MODEL
+from medmvl.models.weight_writer import head_name
 from medmvl.models.weights import Weights
+from medmvl.pretrained import translate_load_errors
 
 #: Beginning of a tensor's name -> the part it belongs to.
 _PARTS = {
@@ -36,7 +42,7 @@ _PARTS = {
 
 @dataclass
 class PartFacts:
-    """The tensors of a part: how many, their values in all, their dtypes, the largest one."""
+    """Number of tensors of a part, number of their values, tensors per dtype, and name and shape of the largest one."""
 
     tensors: int = 0
     values: int = 0
@@ -46,12 +52,12 @@ class PartFacts:
 
 @dataclass
 class Inspection:
-    """What `inspect_folder` found.
+    """Result of `inspect_folder`.
 
     Attributes:
-        layout: what kind of folder it is.
+        layout: kind of the folder.
         parts: part -> facts of its tensors.
-        facts: line by line, name -> text.
+        facts: name -> text, one line each.
     """
 
     layout: str
@@ -60,12 +66,17 @@ class Inspection:
 
 
 def inspect_folder(folder: PathLike) -> Inspection:
-    """Read what a checkpoint folder says of itself; weights are not loaded.
+    """Describe a checkpoint folder; weights are not loaded.
 
     Raises:
-        CheckpointError: if it is no checkpoint, or damaged.
+        CheckpointError: if it is not a checkpoint, or is damaged.
     """
     path = Path(folder)
+    with translate_load_errors(f"{path} cannot be described", "A file of it is damaged; copy it again."), naming(path):
+        return _inspected(path)
+
+
+def _inspected(path: Path) -> Inspection:
     if (path / ADAPTER_CONFIG).is_file():
         return _adapter(path)
     raw = read_raw_config(path)
@@ -74,7 +85,8 @@ def inspect_folder(folder: PathLike) -> Inspection:
         return Inspection("dual encoder of a contrastive stage", _parts(weights), _dual_facts(raw))
     if raw.get("model_type") != MODEL:
         return Inspection(f"{_foreign(raw)}; `medmvl checkpoint convert` reads it", _parts(weights), _names(raw))
-    return Inspection("medmvl", _parts(weights), _own_facts(path, raw))
+    check_layers(path, allowed=1000)  # an incomplete folder is shown as far as possible
+    return Inspection("medmvl", _parts(weights), _own_facts(path, raw, weights))
 
 
 def _foreign(raw: dict[str, Any]) -> str:
@@ -121,13 +133,17 @@ def _dual_facts(raw: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _own_facts(path: Path, raw: dict[str, Any]) -> dict[str, str]:
+def _own_facts(path: Path, raw: dict[str, Any], weights: Weights) -> dict[str, str]:
     config = MedMVLConfig(**raw)
     text = config.text_config
     facts = {
         "LLM": f"{text.model_type}, width {text.hidden_size}, {text.num_hidden_layers} layers, vocabulary {text.vocab_size}, "
-        f"head {'tied' if text.tie_word_embeddings else 'untied'}"
+        f"head {'tied' if (tied := head_name(config) not in weights) else 'untied'}"
     }
+    if note := vllm_cpu_note(text):
+        facts["vLLM on a CPU"] = note
+    if tied != bool(text.tie_word_embeddings):
+        facts["head"] = f"the config says {'untied' if tied else 'tied'}; the weights decide"
     for modality in config.towers:
         tower = config.tower(modality)
         size = "x".join(map(str, tower.input_size))
@@ -163,15 +179,16 @@ def _processor_facts(path: Path) -> dict[str, str]:
 
 
 def print_inspection(found: Inspection, console: Console | None = None) -> None:
-    """Show an inspection as tables."""
+    """Print an inspection as tables; names of a foreign folder are printed as they are, never as markup."""
     console = console or Console()
-    console.print(f"[bold]{found.layout}[/bold]")
+    console.print(Text(printable(found.layout), style="bold"))
     if found.parts:
         table = Table("part", "tensors", "parameters", "dtypes", "largest tensor")
         for name, facts in found.parts.items():
             dtypes = ", ".join(f"{dtype} x{count}" for dtype, count in facts.dtypes.items())
             shape = "x".join(map(str, facts.largest[1]))
-            table.add_row(name, str(facts.tensors), f"{facts.values:,}", dtypes, f"{facts.largest[0]} {shape}")
+            cells = (name, str(facts.tensors), f"{facts.values:,}", dtypes, f"{facts.largest[0]} {shape}")
+            table.add_row(*(Text(printable(cell)) for cell in cells))
         console.print(table)
     for name, text in found.facts.items():
-        console.print(f"{name}: {text}", markup=False, highlight=False)
+        console.print(Text(printable(f"{name}: {text}")))

@@ -1,10 +1,15 @@
-"""HF LLaVA folders (`LlavaForConditionalGeneration` of transformers; Liu et al. 2023, arXiv 2310.03744)."""
+"""Reading of HF LLaVA folders (`LlavaForConditionalGeneration` of transformers; Liu et al. 2023, arXiv 2310.03744)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LlavaForConditionalGeneration
 
 from medmvl.checkpoints.base_parts import llm_config, load_image_processor, load_tokenizer, plain_settings
 from medmvl.checkpoints.source import Source, generation_settings, is_tied
@@ -14,6 +19,7 @@ from medmvl.models import MedMVLConfig
 from medmvl.models.connectors import ConnectorSpec
 from medmvl.models.tower import TowerSpec
 from medmvl.models.weights import Weights
+from medmvl.pretrained import open_pretrained
 from medmvl.processing import MedMVLProcessor
 
 #: The LLM's body, its head, the vision tower and the projector, as transformers 4 and 5 name them.
@@ -24,15 +30,15 @@ _PROJECTOR = ("multi_modal_projector.linear_", "model.multi_modal_projector.line
 
 
 def is_llava(config: dict[str, Any]) -> bool:
-    """Say whether a config.json is HF LLaVA's."""
+    """Return whether a config.json is that of an HF LLaVA folder."""
     return config.get("model_type") == "llava" and "vision_config" in config
 
 
 def read_llava(folder: Path, raw: dict[str, Any]) -> Source:
-    """Understand an HF LLaVA folder; it carries all its parts itself.
+    """Parse an HF LLaVA folder, which holds the configs of all its parts.
 
     Raises:
-        CheckpointError: for settings that our parts do not have.
+        CheckpointError: for settings that MedM-VL's parts do not have.
     """
     weights = Weights(folder)
     text_config = llm_config({"model_type": "llama", **raw.get("text_config", {})})
@@ -60,8 +66,20 @@ def read_llava(folder: Path, raw: dict[str, Any]) -> Source:
         config, tokenizer, image=load_image_processor(folder), template="llama" if vicuna else None
     )
     source = Source("HF LLaVA", config, processor, generation=generation_settings(tokenizer))
+    source.original = partial(_logits, folder, config.image_token_id)
     source.notes.append("The prompt style is the one usual for the LLM; choose another with --template.")
     return source.take(weights, lambda name: _targets(name, tower))
+
+
+@torch.no_grad()
+def _logits(folder: Path, placeholder: int | None, batch: dict[str, Tensor]) -> Tensor:
+    """Return the logits (T, V) of a batch by transformers' LLaVA; `placeholder` is the id of `<image>` in the batch."""
+    model = open_pretrained(LlavaForConditionalGeneration, folder, dtype="auto").eval()
+    images = torch.isin(batch["input_ids"], torch.tensor(placeholder if placeholder is not None else -1))
+    ids = batch["input_ids"].masked_fill(images, model.config.image_token_id)
+    pixels = batch["pixel_values"].to(model.dtype)
+    logits: Tensor = model(input_ids=ids, attention_mask=batch["attention_mask"], pixel_values=pixels).logits
+    return logits[0].float()
 
 
 def _targets(name: str, tower: TowerSpec) -> Sequence[str] | None:
@@ -70,7 +88,7 @@ def _targets(name: str, tower: TowerSpec) -> Sequence[str] | None:
     if (rest := _behind(name, _HEAD)) is not None:
         return [f"language_model.lm_head.{rest}"]
     if (rest := _behind(name, _VISION)) is not None:
-        key = tower.encoder_spec.published_key(rest)
+        key = tower.encoder_spec.pretrained_key(rest)
         return [] if key is None else [f"towers.image.encoder.{key}"]
     if (rest := _behind(name, _PROJECTOR)) is not None:
         number, _, kind = rest.partition(".")

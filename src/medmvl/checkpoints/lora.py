@@ -1,4 +1,4 @@
-"""Unmerged LoRA weights in a reference save: W + (alpha / r) B A (Hu et al. 2021, arXiv 2106.09685)."""
+"""Merging of LoRA weights in an intermediate reference save: W + (alpha / r) B A (Hu et al. 2021, arXiv 2106.09685)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medmvl.errors import CheckpointError
 from medmvl.models.weight_writer import Entry
 from medmvl.models.weights import Weights
 
-#: Tensors of an adapted linear layer as PEFT names them inside a model.
+#: Names that PEFT gives the tensors of an adapted linear layer.
 UNMERGED = re.compile(r"\.(base_layer\.(weight|bias)|lora_[AB]\.default\.weight)$")
 
 
@@ -19,10 +19,10 @@ def merged_entries(weights: Weights, prefix: str, target: str, alpha: float | No
     """Return entries that compute the merged weights of all adapted layers.
 
     Args:
-        weights: of an intermediate trainer save.
-        prefix: of the adapted model's names in `weights`.
-        target: what stands for the prefix in our model.
-        alpha: LoRA's alpha; the save does not hold it (only a pickle beside it does).
+        weights: weights of an intermediate save of the trainer.
+        prefix: prefix of the adapted model's names in `weights`.
+        target: what replaces the prefix in the MedM-VL model.
+        alpha: LoRA's alpha; the save holds it in a pickle only, which is not read.
 
     Raises:
         CheckpointError: if alpha is not given or a layer is incomplete.

@@ -1,4 +1,4 @@
-"""Checkpoints written by the reference implementation (MedM-VL, Shi et al. 2025, arXiv 2504.04323)."""
+"""Reading of checkpoints of the reference implementation (MedM-VL, Shi et al. 2025, arXiv 2504.04323)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from medmvl.checkpoints.base_parts import (
     load_image_processor,
     load_tokenizer,
     plain_settings,
-    slice_normalisation,
+    slice_normalization,
 )
 from medmvl.checkpoints.lora import UNMERGED, merged_entries
 from medmvl.checkpoints.reference_config import REFERENCE_SLICES, EncoderFacts, ReferenceFacts, reference_facts
@@ -24,15 +24,16 @@ from medmvl.checkpoints.resolve import Resolver
 from medmvl.checkpoints.source import Source, generation_settings, is_tied
 from medmvl.checkpoints.vision import check_droppable
 from medmvl.errors import CheckpointError
+from medmvl.files import read_json
 from medmvl.imaging import geometry
 from medmvl.models import MedMVLConfig
 from medmvl.models.connectors import ConnectorSpec
 from medmvl.models.encoders import ENCODERS, EncoderSpec
 from medmvl.models.tower import TowerSpec
 from medmvl.models.weights import Weights
-from medmvl.processing import ImageProcessor, MedMVLProcessor, Normalisation, VolumeProcessor
+from medmvl.processing import ImageProcessor, MedMVLProcessor, Normalization, VolumeProcessor
 
-#: volume encoder -> the geometry that reproduces its preprocessing.
+#: Volume encoder -> geometry that reproduces the reference's preprocessing.
 _GEOMETRIES = {"slicewise": "medm-vl-ct", "m3dclip": "medm-vl-ct-m3dclip", "medmclip": "medm-vl-ct-medmclip"}
 
 _KNOWN_PARTS = ("encoder_image", "connector_image", "encoder_image3d", "connector_image3d")
@@ -41,7 +42,7 @@ _VOLUME = ("encoder_image3d", "connector_image3d")
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A tower and the parts of the state dict that hold its encoder and its connector."""
+    """A tower, and the parts of the reference's state dict that hold its encoder and connector."""
 
     tower: TowerSpec
     encoder: str
@@ -57,15 +58,15 @@ def read_reference(
     lora_alpha: float | None = None,
     towers: Sequence[str] | None = None,
 ) -> Source:
-    """Understand a reference checkpoint.
+    """Parse a reference checkpoint.
 
     Args:
         folder: the checkpoint.
         raw: its config.json.
         resolver: finds the base parts' folders.
-        hub_generation: take over the LLM's generation_config.json, as the code before October 2025 did.
-        lora_alpha: of an unmerged intermediate save.
-        towers: what the 2D encoder is to serve: "image", "volume" (slice by slice), or both.
+        hub_generation: whether to use the LLM's generation_config.json, as the reference did before October 2025.
+        lora_alpha: LoRA alpha of an intermediate save with unmerged adapters.
+        towers: inputs of the 2D encoder: "image", "volume" (slice by slice) or both.
 
     Raises:
         CheckpointError: if a value is unknown or parts are missing.
@@ -111,8 +112,8 @@ def _head(weights: Weights) -> str:
 def _towers(facts: ReferenceFacts, resolver: Resolver, wanted: Sequence[str] | None) -> dict[str, Route]:
     """Return the towers.
 
-    The reference sends images and volumes through the 2D encoder and its connector wherever there is one, a volume slice by
-    slice; which of the two a checkpoint was trained on, it does not say. Attention pooling is made for stacks of slices.
+    If there is a 2D encoder, the reference sends images and volumes through it, a volume slice by slice. A checkpoint does not
+    record which of the two it was trained on; attention pooling is meant for stacks of slices.
     """
     if facts.image_encoder is None:
         if facts.volume_encoder is None or facts.volume_connector is None:
@@ -161,10 +162,10 @@ def _processor(
 def reference_tokenizer(
     folder: Path, llm_type: str, config: PreTrainedConfig | None = None
 ) -> tuple[PreTrainedTokenizerBase, bool]:
-    """Return an LLM's tokenizer with the reference's pad token, and whether it must imitate the slow sentencepiece one.
+    """Return an LLM's tokenizer with the reference's pad token, and whether it must imitate the slow sentencepiece tokenizer.
 
-    The reference asks for slow tokenizers. Fast ones give the same ids but where a piece begins with a space: with the
-    pre-tokenizer "Metaspace, first" they leave the word mark out there.
+    The reference uses slow tokenizers. Fast ones give the same ids except where a piece begins with a space: with the
+    pre-tokenizer "Metaspace, first" they omit the word mark there.
     """
     tokenizer = load_tokenizer(folder, config)
     pads = {"llama3": tokenizer.eos_token, "phi": tokenizer.unk_token}
@@ -175,12 +176,12 @@ def reference_tokenizer(
 
 def _volume_processor(tower: TowerSpec, slices: ImageProcessor | None) -> VolumeProcessor:
     name = tower.encoder["name"]
-    normalisation = slice_normalisation(slices) if slices else Normalisation()
-    return VolumeProcessor(geometry(_GEOMETRIES[name], size=tower.input_size), normalisation)
+    normalization = slice_normalization(slices) if slices else Normalization()
+    return VolumeProcessor(geometry(_GEOMETRIES[name], size=tower.input_size), normalization)
 
 
 def _targets(name: str, routes: Mapping[str, Route]) -> Sequence[str] | None:
-    """Return where a tensor of the state dict goes; a 2D encoder may serve two towers."""
+    """Return the names of a tensor in the MedM-VL model; a 2D encoder may belong to two towers."""
     if name.startswith("llm."):
         return _llm_targets(name.removeprefix("llm."))
     part, _, rest = name.partition(".")
@@ -194,7 +195,7 @@ def _targets(name: str, routes: Mapping[str, Route]) -> Sequence[str] | None:
                 return None
             targets.append(f"towers.{modality}.connector.{key}")
         elif part == route.encoder and rest.startswith("encoder."):
-            key = route.tower.encoder_spec.published_key(rest.removeprefix("encoder."))
+            key = route.tower.encoder_spec.pretrained_key(rest.removeprefix("encoder."))
             targets += [f"towers.{modality}.encoder.{key}"] if key is not None else []
     return targets
 
@@ -215,11 +216,13 @@ def _connector_key(name: str) -> str | None:
 
 
 def _add_generation(source: Source, llm_folder: Path, facts: ReferenceFacts, wanted: bool) -> None:
-    """Take the LLM's own generation settings if asked to; say that they are there if not."""
+    """Add the LLM's generation settings if `wanted`; otherwise add a note that they exist."""
     file = llm_folder / "generation_config.json"
     if not file.is_file():
         return
-    stored = json.loads(file.read_text(encoding="utf-8"))
+    stored = read_json(file)
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{file} must hold a JSON object. Copy it again.")
     rules = ("repetition_penalty", "temperature", "top_k", "top_p")
     settings = {key: stored[key] for key in rules if key in stored}
     if not settings:
@@ -248,7 +251,9 @@ def _add_notes(source: Source, facts: ReferenceFacts, towers: dict[str, TowerSpe
             f"checkpoint was trained on the other, convert it with --towers {other} (or both)."
         )
     if facts.volume_encoder and facts.image_encoder:
-        source.notes.append("The named volume encoder was never used beside a 2D encoder; its weights are left out.")
+        source.notes.append(
+            "The named volume encoder was never used together with a 2D encoder; its weights are left out."
+        )
     if len(towers) == 2 and facts.image_encoder:
         source.notes.append(
             "Images and volumes shared one encoder; here each tower has its own copy, so that either can train."

@@ -1,4 +1,4 @@
-"""The reference's config.json, current and older layout, as plain facts (MedM-VL, commits 225fc0f and 4a84399)."""
+"""Parsing of the reference's config.json, current and older layout (MedM-VL, commits 225fc0f and 4a84399)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Literal
 from medmvl.errors import CheckpointError, did_you_mean
 from medmvl.models.connectors import ConnectorSpec
 
-#: The reference's 3D chain makes this many slices, whatever the config says.
+#: Number of slices that the reference's 3D preprocessing makes for every config.
 REFERENCE_SLICES = 32
 
 LLM_TYPES = ("qwen2", "llama", "llama3", "phi", "phi3")
@@ -24,7 +24,7 @@ _FEATURES: dict[str, Literal["all", "patch"]] = {"cls_patch": "all", "patch": "p
 
 @dataclass(frozen=True, slots=True)
 class EncoderFacts:
-    """An encoder by its type ("siglip", "m3dclip", ...) and the name of its base part."""
+    """Type of an encoder ("siglip", "m3dclip", ...), name of its base part, and its selected features."""
 
     type: str
     name: str
@@ -34,7 +34,7 @@ class EncoderFacts:
 
 @dataclass(frozen=True, slots=True)
 class ReferenceFacts:
-    """What a reference checkpoint says of itself.
+    """Contents of a reference checkpoint's config.json.
 
     Attributes:
         legacy: True for the layout before October 2025.
@@ -43,7 +43,7 @@ class ReferenceFacts:
         max_length: longest sequence, visual tokens included.
         image_encoder, volume_encoder: None where absent.
         image_connector, volume_connector: None where absent.
-        dtype: of the stored weights.
+        dtype: dtype of the stored weights.
     """
 
     legacy: bool
@@ -58,13 +58,13 @@ class ReferenceFacts:
 
 
 def is_reference(config: dict[str, Any]) -> bool:
-    """Say whether a config.json is the reference's, in either layout."""
+    """Return whether a config.json is that of a reference checkpoint, in either layout."""
     legacy = "model_type" not in config and "llm_name_or_path" in config
     return config.get("model_type") == "lvlm" or legacy
 
 
 def reference_facts(config: dict[str, Any]) -> ReferenceFacts:
-    """Read the facts out of a reference config.json.
+    """Parse a reference config.json.
 
     Raises:
         CheckpointError: naming the key, for a missing or unknown value.

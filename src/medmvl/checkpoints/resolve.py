@@ -1,6 +1,6 @@
-"""From the names in a checkpoint (`Qwen/Qwen2.5-3B-Instruct`, `pretrained/siglip`) to folders on this machine.
+"""Search for the folders that the names in a checkpoint (`Qwen/Qwen2.5-3B-Instruct`, `pretrained/siglip`) stand for.
 
-Only configs, tokenizer and processor files are looked for, never weights.
+Only configs, tokenizer and processor files are searched for, not weights.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from medmvl.errors import CheckpointError
 from medmvl.files import PathLike
 
-#: What a base part is needed for; weights are left out on purpose.
+#: Files that are needed of a base part; weights are not.
 _FILES = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken")
 
-#: How long the hub may take to say that it knows a name.
+#: Seconds within which the hub must confirm a name.
 _HUB_SECONDS = 8.0
 
 
@@ -27,13 +27,13 @@ _HUB_SECONDS = 8.0
 class Resolver:
     """Finds the folder that a name in a checkpoint stands for.
 
-    Looked for in this order: the given mapping, the current directory, the checkpoint's own parent folders, the local hub
+    The search order is: the given mapping, the current directory, the checkpoint's own parent folders, the local hub
     cache, the hub (unless HF_HUB_OFFLINE is set).
 
     Attributes:
         checkpoint: the folder whose names are resolved.
-        given: name -> local folder, from the user; these always win.
-        used: name -> how it was found, for the report.
+        given: name -> local folder, from the user.
+        used: name -> how it was found.
     """
 
     checkpoint: Path
@@ -44,10 +44,10 @@ class Resolver:
         """Return the folder of `name`.
 
         Args:
-            what: what the name is of ("LLM", "image encoder"), for the message.
+            what: the part ("LLM", "image encoder"), for the message.
 
         Raises:
-            CheckpointError: if it is nowhere, with the option that helps.
+            CheckpointError: if it is not found, naming the option that helps.
         """
         for find, how in (
             (self._given, "given"),
@@ -67,7 +67,7 @@ class Resolver:
         )
 
     def unused(self) -> list[str]:
-        """Return the given names that nothing in the checkpoint asked for: misspelt, or meant for another one."""
+        """Return the given names that the checkpoint does not use."""
         return sorted(set(self.given) - set(self.used))
 
     def _given(self, name: str) -> Path | None:
@@ -98,10 +98,10 @@ class Resolver:
 
 
 def _answers(name: str) -> bool:
-    """Say whether the hub knows a name; within seconds, also behind a firewall that swallows what it does not like."""
+    """Return whether the hub confirms a name within a few seconds, also behind a firewall that drops packets."""
     try:
         HfApi().repo_info(name, timeout=_HUB_SECONDS)
-    except Exception:  # of whatever client the hub's library uses: no answer is no answer
+    except Exception:  # the hub's HTTP client raises many types; each means that there is no answer
         return False
     return True
 

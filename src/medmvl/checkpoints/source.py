@@ -1,8 +1,8 @@
-"""What every reader of a foreign layout returns: our config, our processor, and where each tensor goes."""
+"""Result of parsing a checkpoint of another framework: config, processor, and the source of each tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,24 +15,26 @@ from medmvl.models.weight_writer import Entry
 from medmvl.models.weights import Weights
 from medmvl.processing import MedMVLProcessor
 
-#: A tensor's name in the source -> its names in our model; an empty list for one that is known and not used,
-#: None for an unknown one.
+#: Name of a tensor in the source -> its names in the MedM-VL model; an empty list for a tensor that is not used, None for an
+#: unknown one.
 Renaming = Callable[[str], Sequence[str] | None]
 
 
 @dataclass
 class Source:
-    """A foreign checkpoint, understood.
+    """Parsed description of a checkpoint from another framework.
 
     Attributes:
-        layout: what it is, in words.
-        config, processor: ours, complete.
-        entries: name in our model -> where it comes from.
-        unused: tensors that our model does not need, by their name in the source.
-        unknown: tensors that nothing here knows; they make the conversion refuse.
+        layout: name of the layout.
+        config, processor: those of the MedM-VL model.
+        entries: name in the MedM-VL model -> source of the tensor.
+        unused: names of source tensors that the model does not need.
+        unknown: names of unknown source tensors; the conversion refuses them.
         generation: settings of the generation config.
         names: name of a base part in the source -> how it was found.
-        notes: what the user should know.
+        notes: remarks for the user.
+        original: returns the logits (T, V) of a batch by transformers' own implementation of the source; None if transformers
+            has none.
     """
 
     layout: str
@@ -44,9 +46,10 @@ class Source:
     generation: dict[str, Any] = field(default_factory=dict)
     names: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    original: Callable[[dict[str, Tensor]], Tensor] | None = None
 
     def take(self, weights: Weights, rename: Renaming) -> Source:
-        """Sort every tensor of `weights` by `rename`; returns the source itself."""
+        """Assign every tensor of `weights` by `rename`; return self."""
         for name in weights:
             targets = rename(name)
             if targets is None:
@@ -63,18 +66,18 @@ def _loader(weights: Weights, name: str) -> Callable[[], Tensor]:
 
 
 def generation_settings(tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """Return the ids that begin, end and pad an answer: the tokenizer's."""
+    """Return the tokenizer's bos, eos and pad ids as settings of a generation config."""
     ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     return {name: value for name, value in ids.items() if value is not None}
 
 
 def is_tied(declared: bool, weights: Weights, head: str) -> bool:
-    """Say whether the LLM's head shares the embedding table.
+    """Return whether the LLM's head shares the weights of the embedding table.
 
-    A head in the file is used as stored, even if the config says tied: the reference trains the two apart and saves both.
+    A head in the file is used as stored even if the config says tied: the reference trains and saves both.
 
     Args:
-        declared: what the LLM's config says.
+        declared: `tie_word_embeddings` of the LLM's config.
         head: name of the head's weight in `weights`.
 
     Raises:
@@ -88,3 +91,31 @@ def is_tied(declared: bool, weights: Weights, head: str) -> bool:
             "or the name was resolved to another LLM."
         )
     return True
+
+
+def check_complete(source: Source, expected: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise if the tensors of a source are not those of the model.
+
+    Raises:
+        CheckpointError: listing what is missing, unknown, left over or of another shape.
+    """
+    entries = source.entries
+    problems = {
+        "missing": sorted(expected.keys() - entries.keys()),
+        "unknown": source.unknown + sorted(entries[name].source for name in entries.keys() - expected.keys()),
+        "of another shape": [
+            f"{entry.source} {entry.shape}, expected {expected[name]}"
+            for name, entry in entries.items()
+            if name in expected and entry.shape != expected[name]
+        ],
+    }
+    found = [
+        f"{len(names)} {kind} ({'; '.join(names[:3])}{'; ...' if len(names) > 3 else ''})"
+        for kind, names in problems.items()
+        if names
+    ]
+    if found:
+        raise CheckpointError(
+            f"The weights do not fit the model that the configs describe: {', '.join(found)}. A shard is missing, or a name "
+            "was resolved to another part than the one the checkpoint was trained with."
+        )

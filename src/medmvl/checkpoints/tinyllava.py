@@ -1,4 +1,4 @@
-"""TinyLLaVA checkpoints (Zhou et al. 2024, arXiv 2402.14289; TinyLLaVA_Factory's layout), and what is derived from it.
+"""Reading of TinyLLaVA checkpoints (Zhou et al. 2024, arXiv 2402.14289; TinyLLaVA_Factory's layout) and derived ones.
 
 Their config.json carries whole sub-configs; the code that their folders may point at (auto_map) is not needed and not run.
 """
@@ -27,12 +27,12 @@ _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model")
 
 
 def is_tinyllava(config: dict[str, Any]) -> bool:
-    """Say whether a config.json is TinyLLaVA's."""
+    """Return whether a config.json is that of a TinyLLaVA checkpoint."""
     return str(config.get("model_type", "")).startswith("tinyllava") and "vision_config" in config
 
 
 def read_tinyllava(folder: Path, raw: dict[str, Any], resolver: Resolver) -> Source:
-    """Understand a TinyLLaVA checkpoint.
+    """Parse a TinyLLaVA checkpoint.
 
     Raises:
         CheckpointError: for a connector or an image layout that our parts do not have.
@@ -102,7 +102,7 @@ def _image_processor(folder: Path, raw: dict[str, Any], resolver: Resolver) -> I
     layout = raw.get("image_aspect_ratio") or "square"
     if layout == "square":
         return processor
-    if layout == "pad":  # to a square of the mean colour, then as usual
+    if layout == "pad":  # to a square of the mean color, then as usual
         crop = {"do_center_crop": bool(processor.settings.get("do_center_crop"))}
         padded = {"image_processor_type": "LlavaImageProcessor", "do_pad": True}
         return ImageProcessor({**processor.settings, **crop, **padded})
@@ -112,7 +112,7 @@ def _image_processor(folder: Path, raw: dict[str, Any], resolver: Resolver) -> I
 
 
 def _template(model_type: str, tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the prompt style by the end token that TinyLLaVA's own template for this LLM writes."""
+    """Return the prompt style whose end token is that of TinyLLaVA's template for this LLM."""
     if model_type == "llama":
         return "llama"
     return "qwen2" if tokenizer.eos_token == "<|im_end|>" else "phi"
@@ -122,7 +122,7 @@ def _targets(name: str, tower: TowerSpec) -> Sequence[str] | None:
     if name.startswith("language_model."):
         return [] if name.endswith("rotary_emb.inv_freq") else [name]
     if name.startswith("vision_tower._vision_tower."):
-        key = tower.encoder_spec.published_key(name.removeprefix("vision_tower._vision_tower."))
+        key = tower.encoder_spec.pretrained_key(name.removeprefix("vision_tower._vision_tower."))
         return [] if key is None else [f"towers.image.encoder.{key}"]
     if match := re.fullmatch(r"connector\._connector\.(?:(\d+)\.)?(weight|bias)", name):
         return [f"towers.image.connector.projector.{match[1] or 0}.{match[2]}"]

@@ -1,4 +1,4 @@
-"""Vision settings of LLaVA-like checkpoints, as encoders of ours."""
+"""Conversion of the vision settings of LLaVA-like checkpoints to encoder specs."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _FEATURES: dict[str, Literal["all", "patch"]] = {
 
 
 def check_feature(strategy: str) -> Literal["all", "patch"]:
-    """Return our word for a feature selection: whether the first token is dropped.
+    """Return MedM-VL's name of a feature selection: "patch" drops the first token, "all" keeps it.
 
     Raises:
-        CheckpointError: for an unknown one.
+        CheckpointError: for an unknown selection.
     """
     if strategy not in _FEATURES:
         raise CheckpointError(f"Unknown vision_feature_select_strategy {strategy!r}. Known: {', '.join(_FEATURES)}.")
@@ -31,10 +31,10 @@ def check_feature(strategy: str) -> Literal["all", "patch"]:
 
 
 def vision_spec(settings: dict[str, Any], layer: int, feature: Literal["all", "patch"]) -> EncoderSpec:
-    """Return the encoder that a vision config describes.
+    """Return the encoder spec that a vision config describes.
 
     Raises:
-        CheckpointError: for a vision model that is none of ours.
+        CheckpointError: for an unknown vision model.
     """
     kind = settings.get("model_type")
     if kind not in VISION_NAMES:
@@ -52,12 +52,12 @@ def vision_spec(settings: dict[str, Any], layer: int, feature: Literal["all", "p
 
 
 def check_droppable(spec: EncoderSpec) -> EncoderSpec:
-    """Refuse a selection that would cut a patch off: an encoder without class token, whose first token is to be dropped.
+    """Raise if dropping the first token would drop a patch, because the encoder has no class token.
 
     Raises:
         CheckpointError: if so.
     """
-    if getattr(spec, "select_feature", "all") == "patch" and getattr(spec, "prefix_tokens", 1) == 0:
+    if getattr(spec, "select_feature", "all") == "patch" and getattr(spec, "num_prefix_tokens", 1) == 0:
         raise CheckpointError(
             f"The checkpoint drops the first token of {spec.name!r}, which has no class token: a corner of the image would "
             "be lost. It cannot be expressed here; train with all tokens kept (cls_patch, full)."

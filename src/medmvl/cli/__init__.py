@@ -1,1 +1,1 @@
-"""The command line: one thin file per command group; each function only translates options into a call."""
+"""Command line: one file per command group; each function translates options into a call."""

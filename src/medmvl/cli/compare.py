@@ -10,15 +10,17 @@ import typer
 
 def compare(
     matrix: Annotated[Path, typer.Argument(help="YAML file: a recipe, axes with choices, seeds, benchmarks.")],
-    out: Annotated[Path, typer.Option(help="Folder of the comparison; the same command goes on where it stopped.")],
-    jobs: Annotated[int, typer.Option(help="Trainings and evaluations at a time.", min=1)] = 1,
+    out: Annotated[Path, typer.Option(help="Folder of the comparison; the same command resumes it.")],
+    jobs: Annotated[
+        int, typer.Option(help="Trainings and evaluations at a time; above 1 on Ray (extra 'ray').", min=1)
+    ] = 1,
     processes: Annotated[int, typer.Option(help="Processes per training, one GPU each (torchrun).", min=1)] = 1,
-    list_runs: Annotated[bool, typer.Option("--list", help="Only say what would run.")] = False,
+    list_runs: Annotated[bool, typer.Option("--list", help="Only list the jobs and whether they are done.")] = False,
 ) -> None:
     """Run a comparison and write compare.json, table.md and report.html."""
     from medmvl.experiments.compare import compare as run_comparison
     from medmvl.experiments.compare import expand, load_matrix
-    from medmvl.experiments.compare.run import Plan
+    from medmvl.experiments.compare.comparison import Plan
 
     if list_runs:
         loaded = load_matrix(matrix)

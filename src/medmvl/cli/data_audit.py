@@ -7,11 +7,23 @@ from typing import Annotated
 
 import typer
 
+from medmvl.cli import options as o
+
 
 def audit(
-    files: Annotated[list[Path], typer.Argument(help="Records files: the splits of one or several data sets.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Records files or URLs: the splits of one or several data sets.", parser=o.place, metavar="FILE..."
+        ),
+    ],
     media_root: Annotated[
-        Path | None, typer.Option(help="Folder of all media; by default as the report.json beside a file says.")
+        Path | None,
+        typer.Option(
+            help="Folder or URL of all media; default: the one in the report.json next to a file.",
+            parser=o.place,
+            metavar="PATH",
+        ),
     ] = None,
     pixels: Annotated[bool, typer.Option(help="Read the media; --no-pixels compares ids and paths only.")] = True,
     distance: Annotated[int, typer.Option(help="Bits of 256 by which near-duplicate images may differ.")] = 15,
@@ -22,7 +34,10 @@ def audit(
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from medmvl.data.audit import audit as run_audit
-    from medmvl.files import write_json
+    from medmvl.files import check_output, write_json
+
+    if out is not None:
+        check_output(out)
 
     columns = (SpinnerColumn(), TextColumn("{task.completed:.0f} records"), TimeElapsedColumn())
     with Progress(*columns, transient=True, console=Console(stderr=True)) as progress:
@@ -34,10 +49,14 @@ def audit(
         write_json(out, result.to_dict())
     for finding in sorted(result.findings, key=lambda finding: not finding.is_leak):
         typer.echo(f"{'LEAK' if finding.is_leak else 'repeated'}: {finding.describe()}")
+    if result.faults:
+        typer.echo(f"{len(result.faults)} line(s) are no records, e.g. {result.faults[0]}: see `medmvl data check`.")
     if result.unreadable:
-        typer.echo(f"{len(result.unreadable)} media file(s) are missing, e.g. of record {result.unreadable[0]}.")
+        typer.echo(
+            f"{len(result.unreadable)} image or volume file(s) are missing or unreadable, e.g. of record {result.unreadable[0]}."
+        )
     counts = ", ".join(f"{name}: {count}" for name, count in result.records.items())
-    typer.echo(f"{counts} records and {result.media} media files compared.", err=True)
+    typer.echo(f"{counts} records and {result.media} image and volume files compared.", err=True)
     if result.leaks:
         raise typer.Exit(2)
     typer.echo("No leak between the files.")

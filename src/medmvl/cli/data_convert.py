@@ -1,4 +1,4 @@
-"""`medmvl data convert`: a published data set becomes records with one command."""
+"""`medmvl data convert`: convert a published data set to records."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def convert(
     """Turn a data set in its published layout into records, with a report of what was dropped and why.
 
     The settings of a data set are given as --set KEY=VALUE or as flags: --language en, --multi-turn. docs/datasets.md lists
-    them; a wrong one is answered with the right ones.
+    them; an unknown setting is rejected with the known ones.
     """
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-    from medmvl.data import prepare
+    from medmvl.data import converters
 
     options = _settings(settings or []) | _flags(context.args)
     columns = (SpinnerColumn(), TextColumn("{task.completed:.0f} records"), TimeElapsedColumn())
     with Progress(*columns, transient=True, console=Console(stderr=True)) as progress:
         task = progress.add_task(name, total=None)
-        result = prepare.convert(
+        result = converters.convert(
             name,
             source,
             out,
@@ -47,14 +47,14 @@ def convert(
             limit=limit,
             on_record=lambda: progress.advance(task),
         )
-    converter = prepare.DATASETS[name]
-    typer.echo(f"{converter.title}. Licence: {converter.licence}")
+    converter = converters.DATASETS[result.report.read_as[0] if result.report.read_as else name]
+    typer.echo(f"{converter.title}. License: {converter.license}")
     for split, file in result.files.items():
         typer.echo(f"{file}: {result.counts[split]} records")
-    for kind, counts in (("left out", result.ledger.left_out), ("faulty", result.ledger.faults)):
+    for kind, counts in (("left out", result.report.left_out), ("faulty", result.report.faults)):
         for reason, count in counts.most_common():
             typer.echo(f"{kind}: {count} × {reason}")
-    for note in result.ledger.notes:
+    for note in result.report.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"Paths in the records are relative to {result.media_root}; details in {out / 'report.json'}.")
 

@@ -1,81 +1,126 @@
-"""`medmvl list`: what there is to choose from."""
+"""`medmvl list`: names that recipes and commands take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-
-def _encoders() -> list[str]:
-    from medmvl.models.encoders import ENCODERS
-
-    return ENCODERS.names()
-
-
-def _connectors() -> list[str]:
-    from medmvl.models.connectors import POOLINGS, PROJECTORS
-
-    return [f"pooling: {name}" for name in POOLINGS] + [f"projector: {name}" for name in PROJECTORS]
-
-
-def _llms() -> list[str]:
-    from medmvl.models.llms import LLM_FAMILIES
-
-    return list(LLM_FAMILIES)
-
-
-def _templates() -> list[str]:
-    from medmvl.processing.templates import template_names
-
-    return template_names()
-
-
-def _geometries() -> list[str]:
-    from medmvl.imaging import geometry_names
-
-    return geometry_names()
-
-
-def _benchmarks() -> list[str]:
-    from medmvl.evaluation import BENCHMARKS
-
-    return BENCHMARKS.names()
-
-
-def _datasets() -> list[str]:
-    from medmvl.data.prepare import DATASETS
-
-    return DATASETS.names()
-
-
-def _recipes() -> list[str]:
-    from medmvl.training.shipped import recipes_folder, shipped_recipes
-
-    folder = recipes_folder()
-    return [f"{path.relative_to(folder).with_suffix('')}: {path}" for path in shipped_recipes()]
-
-
-_KINDS: dict[str, Callable[[], list[str]]] = {
-    "encoders": _encoders,
-    "connectors": _connectors,
-    "llms": _llms,
-    "templates": _templates,
-    "geometries": _geometries,
-    "benchmarks": _benchmarks,
-    "datasets": _datasets,
-    "recipes": _recipes,
+#: Names per kind. They are written here because the modules that register them import torch, which takes seconds; a test
+#: compares them with the registries.
+NAMES: dict[str, tuple[str, ...]] = {
+    "encoders": (
+        "clip",
+        "dinov2",
+        "dinov3",
+        "siglip",
+        "resnet",
+        "convnext",
+        "convnextv2",
+        "transformers",
+        "vit3d",
+        "m3dclip",
+        "medmclip",
+        "siglip2",
+        "slicewise",
+        "tiled",
+    ),
+    "connectors": (
+        "pooling: none",
+        "pooling: average",
+        "pooling: spatial",
+        "pooling: attention",
+        "pooling: perceiver",
+        "pooling: pixel_shuffle",
+        "projector: linear",
+        "projector: mlp2x_gelu",
+        "projector: norm_mlp2x_gelu",
+    ),
+    "llms": ("llama", "qwen2", "qwen3", "gemma3_text", "phi", "phi3", "smollm3", "mistral"),
+    "geometries": (
+        "medm-vl-ct",
+        "medm-vl-ct-medmclip",
+        "medm-vl-ct-m3dclip",
+        "m3d",
+        "ct-clip",
+        "merlin",
+        "chest-multiwindow",
+    ),
+    "benchmarks": (
+        "calibration",
+        "evidence",
+        "ct-rate-long",
+        "ct-rate-short",
+        "ct-rate-choice",
+        "ct-rate-report",
+        "m3d-report",
+        "m3d-vqa",
+        "medmnist-path",
+        "medmnist-chest",
+        "medmnist-derma",
+        "medmnist-oct",
+        "medmnist-pneumonia",
+        "medmnist-retina",
+        "medmnist-breast",
+        "medmnist-blood",
+        "medmnist-tissue",
+        "medmnist-organa",
+        "medmnist-organc",
+        "medmnist-organs",
+        "medmnist-organ3d",
+        "medmnist-nodule3d",
+        "medmnist-adrenal3d",
+        "medmnist-fracture3d",
+        "medmnist-vessel3d",
+        "medmnist-synapse3d",
+        "own",
+        "medpix",
+        "mimic-cxr",
+        "pathvqa",
+        "samed-refer",
+        "samed-identify",
+        "slake-refer",
+        "slake-identify",
+        "slake-vqa",
+        "slake-vqa-zh",
+        "phantom-2d",
+        "phantom-ct",
+        "retrieval",
+    ),
 }
 
+#: All kinds, in the order in which they are listed.
+KINDS = ("encoders", "connectors", "llms", "templates", "geometries", "benchmarks", "datasets", "recipes")
 
-def list_parts(kind: Annotated[str | None, typer.Argument(help=f"One of: {', '.join(_KINDS)}.")] = None) -> None:
-    """List what can be named in recipes and commands."""
+
+def list_parts(kind: Annotated[str | None, typer.Argument(help=f"One of: {', '.join(KINDS)}.")] = None) -> None:
+    """List the names that recipes and commands take."""
     from medmvl.errors import RecipeError, did_you_mean
 
-    if kind is not None and kind not in _KINDS:
-        raise RecipeError(f"Unknown kind {kind!r}. {did_you_mean(kind, _KINDS)}")
-    for name in [kind] if kind else _KINDS:
+    if kind is not None and kind not in KINDS:
+        raise RecipeError(f"Unknown kind {kind!r}. {did_you_mean(kind, KINDS)}")
+    for name in [kind] if kind else KINDS:
         typer.echo(f"{name}:")
-        for entry in _KINDS[name]():
+        for entry in _entries(name):
             typer.echo(f"  {entry}")
+
+
+def _entries(kind: str) -> list[str]:
+    import medmvl
+
+    if kind == "templates":
+        folder = Path(medmvl.__file__).parent / "processing" / "templates"
+        return sorted(path.stem for path in folder.glob("*.jinja"))
+    if kind == "datasets":  # a converter registers its name as a literal; importing all of them takes a second
+        files = sorted((Path(medmvl.__file__).parent / "data" / "converters").glob("*.py"))
+        sources = "\n".join(file.read_text(encoding="utf-8") for file in files)
+        return sorted(re.findall(r'DATASETS\.add\(\s*"([^"]+)"', sources))
+    if kind == "recipes":
+        from medmvl.training.shipped import recipes_folder, shipped_evaluations, shipped_recipes
+
+        folder = recipes_folder()
+        files = [*shipped_evaluations(), *shipped_recipes()]
+        return [f"{path.relative_to(folder).with_suffix('')}: {path}" for path in files]
+    return list(NAMES[kind])

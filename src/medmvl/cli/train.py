@@ -8,24 +8,27 @@ from typing import Annotated
 
 import typer
 
-#: What a shell and a queue see of a process that ended because of SIGTERM.
+#: Exit status of a process that SIGTERM ended, as shells report it.
 INTERRUPTED = 128 + signal.SIGTERM
 
 
 def train(
-    recipe: Annotated[Path, typer.Argument(help="YAML file.")],
+    recipe: Annotated[Path, typer.Argument(help="YAML file, or name of a shipped recipe (medmvl list recipes).")],
     out: Annotated[Path | None, typer.Option(help="Run folder; default: runs/<recipe name>.")] = None,
     stage: Annotated[str | None, typer.Option(help="Run only this stage.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Change a setting: key.path=value; may be repeated.")
+        list[str] | None, typer.Option("--set", help="Change a setting: key.path=value; repeatable.")
     ] = None,
-    resume: Annotated[bool, typer.Option(help="Go on from whatever is in the run folder.")] = False,
+    resume: Annotated[bool, typer.Option(help="Continue the run in the run folder.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Check everything and print the cost; train nothing.")] = False,
     hardware: Annotated[
-        str | None, typer.Option(help="With --dry-run: the machine to reckon for, such as '2xA100-80GB'.")
+        str | None, typer.Option(help="With --dry-run: the machine to estimate for, such as '2xA100-80GB'.")
     ] = None,
 ) -> None:
-    """Train a model as a recipe says; stopped by SIGTERM it saves and exits with status 143."""
+    """Train a model by a recipe; on SIGTERM it saves and exits with status 143."""
+    from medmvl.training.shipped import find_recipe
+
+    recipe = find_recipe(recipe)
     if dry_run:
         from medmvl.training.dry_run import dry_run as run_dry
 

@@ -1,1 +1,1 @@
-"""Rows become Samples. This room knows files and records, and no model."""
+"""Records, files of records, data sets and converters; independent of models."""

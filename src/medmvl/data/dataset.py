@@ -1,8 +1,8 @@
-"""A file of records as a data set: indexed, lazy, flat in memory, with media paths checked and absolute.
+"""A file of records as a data set: indexed, lazy, flat in memory, with checked and absolute media paths.
 
-JSON and JSON Lines files are read in place: an index holds where each record begins and ends, and one record is
-decoded when it is asked for. No second copy of the (possibly sensitive) text is made. A Parquet file is opened as a
-memory-mapped Arrow table by the `datasets` library. Indices of big files are kept under `cache_folder()`.
+JSON and JSON Lines files are read in place: an index holds where each record begins and ends, and a record is decoded
+when it is requested. No second copy of the (possibly sensitive) text is made. A Parquet file is opened as a memory-mapped
+Arrow table by the `datasets` library. Indices of big files are kept under `cache_folder()`.
 """
 
 from __future__ import annotations
@@ -10,21 +10,26 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import pyarrow as pa
 
-from medmvl.data.formats import decode_line, drop_nulls, file_format, parse_record
+from medmvl.data.formats import decode_line, drop_nulls, file_format, local_records
+from medmvl.data.json_items import item_spans
+from medmvl.data.read_options import DEFAULT_READING, with_reading
+from medmvl.data.record import parse_record
+from medmvl.data.roots import MediaRoots, Root
 from medmvl.data.sample import Sample
 from medmvl.errors import DataError
-from medmvl.files import PathLike, atomic, existing_file, resolve_under
+from medmvl.files import PathLike, atomic, json_fault, private_folder, resolve_under
+from medmvl.remote import RemotePath, as_root, join
 
-#: Files below this size are indexed anew each time, which takes less than a second.
+#: Files below this size are indexed again each time, which takes less than a second.
 CACHED_FROM_BYTES = 32 * 2**20
-_WHITE = re.compile(r"[ \t\r\n]*")
 
 
 def cache_folder() -> Path:
@@ -38,27 +43,28 @@ class SampleDataset:
     """The records of a file, as Samples with absolute media paths.
 
     Args:
-        path: a JSON array, JSON Lines or Parquet file of records.
-        image_root: folder below which all `image` paths lie; the file's own folder by default.
-        volume_root: the same for `image3d`.
+        path: a JSON array, JSON Lines or Parquet file of records, or its URL.
+        roots: folders or URLs of the images and volumes; by default the folder that `report.json` next to the file names, else
+            the file's own folder.
         tasks: keep only the records whose `task` is one of these; every record is decoded once to find them.
 
     Raises:
-        DataError: here if the file is missing or of another format, or holds no record of `tasks`; on access, naming file, line and id, if the
-            record is not as the format says, or a medium is missing or leaves its root.
+        DataError: here if the file is missing or of another format, or holds no record of `tasks`; on access, naming file,
+            line and id, if the record breaks the format, or a file is missing or leaves its root.
     """
 
     def __init__(
         self,
         path: PathLike,
-        image_root: PathLike | None = None,
-        volume_root: PathLike | None = None,
+        roots: MediaRoots | None = None,
         *,
         tasks: Sequence[str] | None = None,
     ) -> None:
-        self.path = existing_file(path, "data file").resolve()
-        self.image_root = Path(image_root if image_root is not None else self.path.parent)
-        self.volume_root = Path(volume_root if volume_root is not None else self.path.parent)
+        source = as_root(path, "data file")
+        self.path = local_records(source).resolve()
+        roots = MediaRoots.of(roots)
+        self.image_root, self.volume_root = roots.of_file(source if isinstance(source, RemotePath) else self.path)
+        self.reading = roots.reading
         kind = file_format(self.path)
         self._rows: _Rows = _ParquetRows(self.path) if kind == "parquet" else _JsonRows(self.path, kind)
         self._chosen = self._of_tasks(tasks) if tasks is not None else None
@@ -66,9 +72,15 @@ class SampleDataset:
 
     @property
     def fingerprint(self) -> str:
-        """16 hex digits that change with the file (its size or time), the roots and the tasks."""
-        facts = [_fingerprint(self.path), str(self.image_root.resolve()), str(self.volume_root.resolve()), self._tasks]
+        """16 hex digits that change with the file (its size or time), the roots, the tasks and the reading options."""
+        facts: list[Any] = [_fingerprint(self.path), *(_named(r) for r in (self.image_root, self.volume_root))]
+        facts += [self._tasks, *([self.reading.given()] if self.reading != DEFAULT_READING else [])]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    @property
+    def has_remote_media(self) -> bool:
+        """Whether images or volumes are below the URL of an object store."""
+        return any(isinstance(root, RemotePath) for root in (self.image_root, self.volume_root))
 
     def __len__(self) -> int:
         return len(self._rows) if self._chosen is None else len(self._chosen)
@@ -83,7 +95,8 @@ class SampleDataset:
 
     def sample(self, index: int) -> Sample:
         """Return record `index` as a Sample with its paths as written, without looking at the media."""
-        return parse_record(self.record(index), self.where(index))
+        sample = parse_record(self.record(index), self.where(index))
+        return replace(sample, reading=sample.reading.over(self.reading)) if self.reading.given() else sample
 
     def __getitem__(self, index: int) -> Sample:
         return resolve_media(self.sample(index), self.image_root, self.volume_root, self.where(index))
@@ -111,8 +124,14 @@ class SampleDataset:
         return chosen
 
 
+def _named(root: Root) -> str:
+    return str(root) if isinstance(root, RemotePath) else str(root.resolve())
+
+
 def resolve_media(sample: Sample, image_root: PathLike, volume_root: PathLike, where: str) -> Sample:
-    """Return `sample` with absolute paths of its media.
+    """Return `sample` with absolute paths of its images and volumes, which carry its reading options.
+
+    Files below a URL are not asked for here: they are fetched when they are read.
 
     Raises:
         DataError: naming `where` and the id, if a path is missing or leaves its root.
@@ -120,11 +139,22 @@ def resolve_media(sample: Sample, image_root: PathLike, volume_root: PathLike, w
     if not sample.images and not sample.volumes:
         return sample
     try:
-        images = tuple(str(resolve_under(image_root, path, "image")) for path in sample.images)
-        volumes = tuple(str(resolve_under(volume_root, path, "volume")) for path in sample.volumes)
+        images = tuple(resolve_below(image_root, path, "image") for path in sample.images)
+        volumes = tuple(resolve_below(volume_root, path, "volume") for path in sample.volumes)
     except DataError as error:
         raise DataError(f"{where}, record {sample.id!r}: {error}") from error
-    return Sample(sample.id, sample.messages, images, volumes, sample.answer, sample.extra)
+    return replace(sample, images=with_reading(images, sample.reading), volumes=with_reading(volumes, sample.reading))
+
+
+def resolve_below(root: PathLike, path: str, what: str) -> str:
+    """Return the absolute path of a record's file, or its `RemotePath` if the root is a URL.
+
+    Raises:
+        DataError: if the path leaves the root, or does not exist below a local one.
+    """
+    if isinstance(root, RemotePath):
+        return join(root, path, what)
+    return str(resolve_under(root, path, what, links=True))
 
 
 class _Rows(Protocol):
@@ -171,13 +201,13 @@ class _ParquetRows:
 
     def __init__(self, path: Path) -> None:
         import datasets
-        import pyarrow as pa
 
         self._name = path.name
         datasets.disable_progress_bars()
+        folder = private_folder(cache_folder() / "arrow")  # the table holds the records' texts
         try:
-            # The builder names its cache after path, size and time of the file, so a changed file is read anew.
-            self._table = datasets.Dataset.from_parquet(str(path), cache_dir=str(cache_folder() / "arrow"))
+            # The builder names its cache after path, size and time of the file, so a changed file is read again.
+            self._table = datasets.Dataset.from_parquet(str(path), cache_dir=str(folder))
         except (pa.ArrowException, datasets.exceptions.DatasetGenerationError, OSError, ValueError) as error:
             raise DataError(f"{path} is not a readable Parquet file: {error.__cause__ or error}.") from error
 
@@ -185,7 +215,10 @@ class _ParquetRows:
         return len(self._table)
 
     def __getitem__(self, index: int) -> Any:
-        return drop_nulls(self._table[index])
+        try:
+            return drop_nulls(self._table[index])
+        except (pa.ArrowException, ValueError) as error:
+            raise DataError(f"{self.where(index)}: it cannot be decoded: {error}.") from error
 
     def where(self, index: int) -> str:
         return f"{self._name}, row {index + 1}"
@@ -252,37 +285,13 @@ def _item_spans(path: Path) -> np.ndarray:
     """Return (begin, end, number) of the items of a JSON array; its text is in memory once, its items are not kept."""
     try:
         text = path.read_bytes().decode("utf-8")
-        spans = _character_spans(text)
+        spans = item_spans(text)
     except (ValueError, IndexError) as error:
-        reason = "it ends in the middle" if isinstance(error, IndexError) else str(error)
+        reason = "it ends in the middle" if isinstance(error, IndexError) else json_fault(error)
         raise DataError(f"{path} is not a valid UTF-8 JSON array: {reason}.") from error
     flat = np.array(spans, np.int64).reshape(-1)
     if not text.isascii():
-        # Characters to bytes: the lengths of the encoded pieces between neighbouring positions, summed up.
+        # Characters to bytes: the lengths of the encoded pieces between neighboring positions, summed up.
         pieces = zip(np.append(0, flat[:-1]), flat, strict=True)
         flat = np.cumsum([len(text[begin:end].encode()) for begin, end in pieces], dtype=np.int64)
     return np.column_stack([flat.reshape(-1, 2), np.arange(1, len(spans) + 1)])
-
-
-def _character_spans(text: str) -> list[tuple[int, int]]:
-    """Return where each item of a JSON array begins and ends; raises ValueError or IndexError if it is not one."""
-    decoder, spans = json.JSONDecoder(), []
-    position = _after_white(text, text.index("[") + 1)
-    while text[position] != "]":
-        _, end = decoder.raw_decode(text, position)
-        spans.append((position, end))
-        position = _after_white(text, end)
-        if text[position] == ",":
-            position = _after_white(text, position + 1)
-            if text[position] == "]":
-                raise ValueError(f"there is a comma but no item after item {len(spans)}")
-        elif text[position] != "]":
-            raise ValueError(f"a comma or the closing bracket is missing after item {len(spans)}")
-    if _after_white(text, position + 1) != len(text):
-        raise ValueError("there is more text after the closing bracket")
-    return spans
-
-
-def _after_white(text: str, position: int) -> int:
-    match = _WHITE.match(text, position)
-    return match.end() if match else position

@@ -18,7 +18,7 @@ from medmvl.errors import DataError, did_you_mean
 class Mixture:
     """Named data sets with weights, drawn without replacement.
 
-    Each data set is walked in random permutations of its own; an epoch of the mixture takes the next
+    Each data set is traversed in separate random permutations; an epoch of the mixture takes the next
     `round(weight * len)` records of each and shuffles them together. Weight 0.5 thus shows the other half in the
     next epoch, weight 2 shows every record twice.
 
@@ -139,7 +139,7 @@ class Mixture:
 
 
 def _draws(sizes: np.ndarray, shares: np.ndarray, temperature: float | None) -> np.ndarray:
-    """Return how many records of each data set an epoch shows; at least one of each."""
+    """Return the number of records of each data set per epoch; at least one of each."""
     if temperature is None:
         wanted = sizes * shares
     else:

@@ -1,24 +1,24 @@
-"""Controls: the same scores for answers that cannot know the image, and what of a score the image is worth.
+"""Controls: the same scores for answers made without the right image, and the gain of the model over them.
 
 `blank` (every image a constant), `shuffled` (another patient's image) and `text_only` (no image at all) are answers of
 the model itself, made by `medmvl evaluate --control`. `majority` needs no model: the most frequent reference per
-question, chosen on the references it is scored on, so it is an upper bound for constant answers; where a benchmark's
-floor is guessing (retrieval), `chance` stands in its place.
+question, chosen on the references it is scored on, so it is an upper bound for constant answers. For retrieval the
+control without a model is `chance`, the expected result of guessing.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from medmvl.errors import EvaluationError, did_you_mean
 from medmvl.evaluation.items import Item
 from medmvl.evaluation.scoring import Answers, Score, compare_answers
-from medmvl.evaluation.tasks.base import Benchmark
+from medmvl.evaluation.tasks.benchmark import Benchmark
 from medmvl.evaluation.text import normalize_word
-from medmvl.inference.batch import CONTROLS
+from medmvl.inference.answering import CONTROLS
 
 MODEL_CONTROLS: tuple[str, ...] = CONTROLS
 MAJORITY = "majority"
@@ -28,22 +28,25 @@ CHANCE = "chance"
 MIN_PATIENTS_PER_QUESTION = 5
 
 
-def check_control_names(names: Mapping[str, Any]) -> None:
-    """Refuse a control that is not one of `MODEL_CONTROLS`.
+def check_control_names(names: Mapping[str, Any], known: Sequence[str] = MODEL_CONTROLS) -> None:
+    """Refuse a control that is not one of `known`.
 
     Raises:
         EvaluationError: naming the closest known one.
     """
     for name in names:
-        if name not in MODEL_CONTROLS:
-            raise EvaluationError(f"Unknown control {name!r}. {did_you_mean(name, MODEL_CONTROLS)}")
+        if name not in known:
+            raise EvaluationError(f"Unknown control {name!r}. {did_you_mean(name, known)}")
 
 
 def floor_answers(benchmark: Benchmark, items: list[Item]) -> dict[str, Answers]:
-    """Return the control that needs no model, by its name: `chance` where the benchmark has one, else `majority`."""
+    """Return the control that needs no model, by its name: `chance` where the benchmark has one, else `majority`.
+
+    Rows that are more than answers, such as confidences, have no majority.
+    """
     if benchmark.chance is not None:
         return {CHANCE: Answers(benchmark.chance(items))}
-    return {MAJORITY: Answers(majority_answers(items))}
+    return {} if benchmark.answer is not None else {MAJORITY: Answers(majority_answers(items))}
 
 
 def majority_answers(items: list[Item]) -> list[Item]:
@@ -74,11 +77,11 @@ def majority_answers(items: list[Item]) -> list[Item]:
 def image_share(
     benchmark: Benchmark, answers: Answers, scores: Mapping[str, Score], controls: Mapping[str, Answers]
 ) -> dict[str, dict[str, Any]]:
-    """Return per column what the image is worth.
+    """Return per column the gain of the model over its strongest control.
 
     For each column: `against`, the control that scores highest; `gain`, model minus that control on the items both
     answered, with `ci95` and `p_value` (paired by patient); `share`, the gain as a fraction of the model's score, 0
-    where there is no gain. A blind model has a share of 0.
+    where there is no gain. A model that ignores the image has a share of about 0.
     """
     shares: dict[str, dict[str, Any]] = {}
     for key, score in scores.items():

@@ -1,4 +1,4 @@
-"""Cases worth looking at: what the image changed most, what went best, what went worst."""
+"""Cases for the report: the answers that the image changed most, the best and the worst."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from medmvl.data.roots import MediaRoots
 from medmvl.evaluation.items import Item
-from medmvl.evaluation.pictures import MediaRoots, Picture, draw_case
+from medmvl.evaluation.pictures import Picture, draw_case
 from medmvl.evaluation.scoring import Answers, item_scores
-from medmvl.evaluation.tasks.base import Benchmark
+from medmvl.evaluation.tasks.benchmark import Benchmark
 
 CASES_PER_KIND = 6
 # What tells most about a single answer, first that scores it wins; corpus-only numbers come last.
@@ -26,7 +27,7 @@ _PREFERRED = (
 
 
 def single_scores(benchmark: Benchmark, answers: Answers) -> dict[str, tuple[str, float]]:
-    """Return {id: (metric key, score)}: the most telling score of each single answer."""
+    """Return {id: (metric key, score)}: the score of each single answer by the preferred metric."""
     scores: dict[str, tuple[str, float]] = {}
     keys = [column.key for column in benchmark.columns if column.metric.item_means]
     for key in sorted(keys, key=lambda key: _PREFERRED.index(key) if key in _PREFERRED else len(_PREFERRED)):
@@ -41,7 +42,8 @@ def pick_cases(
     """Choose and draw the cases of a report.
 
     Kinds: `changed` (the answer gained most over the mean of the controls), `worst` and `best`. Within a kind the tasks
-    take turns, so a gallery is not six times the same question; ties are broken by a hash of the id, not by file order.
+    take turns, so that a gallery does not repeat one kind of question; ties are broken by a hash of the
+    id, not by file order.
     """
     scores = single_scores(benchmark, answers)
     theirs = [single_scores(benchmark, control) for control in controls.values()]

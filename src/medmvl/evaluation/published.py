@@ -1,22 +1,31 @@
-"""The paper's two tables with our rows under the published ones, and what may be compared with what.
+"""Tables of published numbers with rows of the evaluated model below them.
 
-Published numbers: the MedM-VL paper's Tables 1 and 2 (its baseline rows are quoted there from the Uni-Med and CT-CHAT
-papers). How each was scored was found by matching the published rows cell by cell with the public scorers; see
-docs/evaluation.md.
+The numbers are in published.yaml: Tables 1 and 2 of the MedM-VL paper (its baseline rows are quoted there from the Uni-Med
+and CT-CHAT papers) and the model card of MedM-VL-2D. How each row was scored was found by comparing the published cells
+with the output of the public scorers; see docs/evaluation.md.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from typing import Any
+
+import yaml
 
 Cells = tuple[float | None, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class OwnRow:
-    """A row of ours: its name, and per column the metric key that is scored as the published rows of its kind."""
+    """A row of the evaluated model.
+
+    Attributes:
+        name: its heading.
+        keys: per column, the metric key with the same definition as the published rows it is compared with.
+    """
 
     name: str
     keys: tuple[str, ...]
@@ -27,11 +36,11 @@ class PaperTable:
     """One published table.
 
     Attributes:
-        title: its caption, in short.
-        columns: heading -> benchmark of ours.
-        rows: (name, cells, note) as published, fractions; None where the paper has a dash.
-        own: our rows.
-        notes: what a reader must know before comparing.
+        title: short caption.
+        columns: heading -> name of our benchmark.
+        rows: (name, cells, how it was scored) as published, as fractions; None where the source has a dash.
+        own: rows of the evaluated model.
+        notes: conditions for a comparison.
     """
 
     title: str
@@ -41,75 +50,32 @@ class PaperTable:
     notes: tuple[str, ...]
 
 
-_UNIMED = "scored by the Uni-Med scorer, quoted by the paper"
-_CT_CHAT = "CT-CHAT's scorer: corpus BLEU-1 on white-space tokens"
-_MEDM_VL = "MedM-VL's scorer: mean of sentence BLEU-1 on 13a tokens"
+@cache
+def published_tables() -> tuple[PaperTable, ...]:
+    """Return the tables of published.yaml, which ships with the package."""
+    text = resources.files("medmvl.evaluation").joinpath("published.yaml").read_text(encoding="utf-8")
+    return tuple(_table(entry) for entry in yaml.safe_load(text)["tables"])
 
-TABLE_1 = PaperTable(
-    title="Table 1 of the MedM-VL paper (2D)",
-    columns={
-        "MedMNIST": "medmnist-organs",
-        "MedPix": "medpix",
-        "MIMIC-CXR": "mimic-cxr",
-        "PathVQA": "pathvqa",
-        "SAMed": "samed-identify",
-        "SLAKE": "slake-vqa",
-    },
-    rows=(
-        ("Med-Flamingo", (0.089, 0.081, 0.233, 0.334, None, 0.215), _UNIMED),
-        ("LLaVA-Med", (0.668, 0.151, 0.204, 0.378, 0.458, 0.337), _UNIMED),
-        ("RadFM", (0.189, None, 0.068, 0.248, None, 0.817), _UNIMED),
-        ("MedM-VL-2D", (0.808, 0.126, 0.199, 0.634, 0.693, 0.841), "same scorer; Qwen2.5-3B and SigLIP-256"),
-    ),
-    own=(OwnRow("this run", ("accuracy", "bleu1", "bleu1", "bleu1", "bleu1", "bleu1")),),
-    notes=(
-        "All rows use one scorer, so rows of a column are comparable when the test items are the same.",
-        "MedMNIST: the baseline rows are OrganSMNIST; MedM-VL-2D's 0.808 may be DermaMNIST (its model card gives derma "
-        "0.8105 and organs 0.7214). Compare it with medmnist-derma as well.",
-        "SAMed is the naming of boxes (samed-identify), not grounding; its test selection is unpublished, so this column "
-        "is comparable only on the authors' own files.",
-        "No column measures where a box lies; see samed-refer and slake-refer.",
-    ),
-)
-TABLE_2 = PaperTable(
-    title="Table 2 of the MedM-VL paper (CT-RATE)",
-    columns={
-        "Long": "ct-rate-long",
-        "Short": "ct-rate-short",
-        "Choice": "ct-rate-choice",
-        "RG": "ct-rate-report",
-    },
-    rows=(
-        ("CT-CHAT, Mistral 7B", (0.470, 0.275, 0.833, 0.389), _CT_CHAT),
-        ("CT-CHAT, Vicuna 13B", (0.475, 0.277, 0.830, 0.389), _CT_CHAT),
-        ("CT-CHAT, Llama 3.1 8B", (0.480, 0.280, 0.837, 0.381), _CT_CHAT),
-        ("CT-CHAT, Llama 3.1 70B", (0.482, 0.274, 0.838, 0.395), _CT_CHAT),
-        ("MedM-VL-CT-Chest, 3D", (0.619, 0.658, 0.924, 0.419), _MEDM_VL),
-        ("MedM-VL-CT-Chest, 2D-Avg", (0.622, 0.664, 0.920, 0.441), _MEDM_VL),
-        ("MedM-VL-CT-Chest, 2D-Attn", (0.623, 0.667, 0.924, 0.439), _MEDM_VL),
-    ),
-    own=(
-        OwnRow("this run, as the CT-CHAT rows", ("bleu1_coco_corpus",) * 4),
-        OwnRow("this run, as the MedM-VL rows", ("bleu1",) * 4),
-    ),
-    notes=(
-        "CT-CHAT's and MedM-VL's rows are scored differently and must not be compared with each other; short answers "
-        "move most. Each of our two rows is comparable only with the rows it names.",
-        "Choice: the CT-CHAT rows are BLEU-1; whether MedM-VL's 0.92 is BLEU-1 or the letter accuracy is not known. "
-        "letter_accuracy is the number that means what it says.",
-        "Whether report references were cut to 50 words is not known.",
-    ),
-)
-TABLES = (TABLE_1, TABLE_2)
+
+def _table(entry: Mapping[str, Any]) -> PaperTable:
+    """Make a table of its entry in published.yaml."""
+    scorers = entry["scorers"]
+    rows = tuple((row["name"], tuple(row["cells"]), scorers[row["scorer"]]) for row in entry["rows"])
+    own = tuple(OwnRow(row["name"], tuple(row["keys"])) for row in entry["own"])
+    return PaperTable(entry["title"], entry["columns"], rows, own, tuple(entry["notes"]))
 
 
 def filled_tables(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the paper's tables of which `results` holds at least one column, with our rows, ready to print.
+    """Return the published tables with at least one column in `results`, with our rows, ready to print.
 
     Each is {"title", "columns", "rows": [{"name", "cells", "note", "own"}], "notes"}; cells are texts.
     """
     entries = results["benchmarks"]
-    return [_filled(table, entries) for table in TABLES if any(name in entries for name in table.columns.values())]
+    return [
+        _filled(table, entries)
+        for table in published_tables()
+        if any(name in entries for name in table.columns.values())
+    ]
 
 
 def _filled(table: PaperTable, entries: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 All of them are models whose weights come from a hub at their first use, so they run only where RadEval is installed and
 its weights are in the local cache or can be fetched. Metrics that send reports to a commercial service are not offered:
 reports are patient data. RadEval's numbers are its own; here they get n and, where RadEval gives a value per report, a
-bootstrap interval over patients. GREEN runs code from its hub repository (RadEval asks for it), the only place where
-medmvl leads to that: leave it out where this is not allowed.
+bootstrap interval over patients. GREEN runs code from its hub repository, because RadEval requests it; leave it out
+where this is not allowed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 
 from medmvl.errors import EvaluationError, did_you_mean, require
 from medmvl.evaluation.items import Item, group_by_patient
-from medmvl.evaluation.metrics.base import mean_of_sums
+from medmvl.evaluation.metrics.metric import mean_of_sums
 from medmvl.evaluation.statistics import bootstrap_interval, cluster_sums
 
 #: our name -> RadEval's metric and its settings; names as in RadEval 2.2
@@ -55,7 +55,7 @@ def radeval_scores(items: Sequence[Item], names: Sequence[str]) -> dict[str, dic
     """Score reports with RadEval: {"radeval_<key>": {"value", "n", "ci95"}}.
 
     Args:
-        items: reports; those with an empty side are left out (RadEval cannot score them), as `n` tells.
+        items: reports; those with an empty side are left out, because RadEval cannot score them, and not counted.
         names: of `LOCAL_METRICS`.
 
     Raises:

@@ -12,7 +12,7 @@ import jinja2
 
 from medmvl.evaluation.curves import loss_curve
 from medmvl.evaluation.published import filled_tables
-from medmvl.evaluation.table import control_names
+from medmvl.evaluation.table import control_names, gain_name
 from medmvl.files import iter_jsonl, read_json, write_json, write_text
 
 DETAILS = "details"
@@ -27,8 +27,9 @@ LABELS = {
     "bleu1_nltk_mean": "BLEU-1, NLTK, mean",
     "bleu1_hf_mean": "BLEU-1, HF, mean",
     "bleu1_coco_corpus": "BLEU-1, COCO, corpus",
-    "bleu4_coco_corpus": "BLEU-4, COCO, corpus",
+    **{f"bleu{order}_coco_corpus": f"BLEU-{order}, COCO, corpus" for order in (2, 3, 4)},
     "rouge_1": "ROUGE-1",
+    "rouge_2": "ROUGE-2",
     "rouge_l": "ROUGE-L",
     "rouge_l_coco": "ROUGE-L, COCO",
     "meteor": "METEOR (exact and stem)",
@@ -43,8 +44,35 @@ LABELS = {
     "acc_iou50": "accuracy at IoU 0.5",
     "label_f1_macro": "label F1, macro (rule-based)",
     "label_f1_micro": "label F1, micro (rule-based)",
-    **{f"image_to_text_r_at_{k}": f"image → report, R@{k}" for k in (1, 5, 10)},
-    **{f"text_to_image_r_at_{k}": f"report → image, R@{k}" for k in (1, 5, 10)},
+    **{
+        f"{key}_over_types": f"{text}, mean over question types"
+        for key, text in (
+            *(("bleu1", "BLEU-1 (as published)"), ("rouge_1", "ROUGE-1"), ("meteor", "METEOR (exact and stem)")),
+            *(
+                ("letter_accuracy_published", "letter accuracy (as published)"),
+                ("letter_accuracy", "letter accuracy (strict)"),
+            ),
+        )
+    },
+    **{
+        f"{key}{suffix}": f"{text}{of}"
+        for key, text in (
+            ("pointing", "peak at the finding"),
+            ("pointing_strict", "peak in the finding's box"),
+            ("answer_changes", "answer changes without the finding"),
+            ("insertion", "insertion area"),
+            ("deletion", "deletion area (lower is better)"),
+            ("faithfulness", "insertion minus deletion"),
+        )
+        for suffix, of in (("", ""), ("_images", ", images"), ("_volumes", ", volumes"))
+    },
+    "ece": "expected calibration error (lower is better)",
+    "brier": "Brier score (lower is better)",
+    "nll": "NLL of the reference (lower is better)",
+    "coverage": "share answered at the threshold",
+    "selective_accuracy": "accuracy of what is answered",
+    **{f"image_to_text_r_at_{k}": f"image → report, R@{k}" for k in (1, 5, 10, 50, 100)},
+    **{f"text_to_image_r_at_{k}": f"report → image, R@{k}" for k in (1, 5, 10, 50, 100)},
 }
 KINDS = (
     ("changed", "What the image changed most", "Answers that gained most over the controls."),
@@ -70,7 +98,7 @@ def interval(bounds: Sequence[float] | None) -> str:
 
 def plain(question: str) -> str:
     """Return a question without its media placeholders."""
-    return re.sub(r"\s*<(?:image|image3d|volume)>\s*", "", question)
+    return re.sub(r"<(?:image|image3d|volume)>", " ", question).strip()
 
 
 def _place(value: float) -> str:
@@ -84,7 +112,7 @@ def environment() -> jinja2.Environment:
     loader = jinja2.PackageLoader("medmvl.evaluation", "templates")
     found = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     found.globals.update(label=label, number=number, interval=interval, plain=plain, place=_place)
-    found.globals.update(controls=control_names, signed=lambda value: f"{value:+.3f}", kinds=KINDS)
+    found.globals.update(controls=control_names, gain_name=gain_name, signed=lambda value: f"{value:+.3f}", kinds=KINDS)
     found.globals.update(group_keys=_group_keys, scores_of=_variant_scores, verdict=_verdict)
     return found
 
@@ -96,7 +124,7 @@ def _group_keys(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _verdict(test: Mapping[str, Any]) -> str:
-    """Return how a paired difference is coloured: only one whose interval leaves out 0 is better or worse."""
+    """Return how a paired difference is colored: only one whose interval leaves out 0 is better or worse."""
     low, high = test["ci95"] or (0.0, 0.0)
     return "better" if low > 0 else "worse" if high < 0 else ""
 
@@ -107,7 +135,7 @@ def _variant_scores(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 
 def write_details(out: Path, benchmark: str, cases: list[dict[str, Any]]) -> None:
-    """Keep the drawn cases of a benchmark beside the results, so that the page can be made again."""
+    """Save the drawn cases of a benchmark next to the results, so that the page can be made again."""
     write_json(out / DETAILS / f"{benchmark}.json", {"cases": cases}, indent=None)
 
 

@@ -1,4 +1,4 @@
-"""results.json: one benchmark's entry, and how entries of several benchmarks share a file."""
+"""results.json: the entry of a benchmark, and merging of several benchmarks into one file."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from medmvl.errors import EvaluationError
-from medmvl.evaluation.breakdown import by_finding, by_group, closed_answers
+from medmvl.evaluation.breakdown import by_finding, by_group, closed_answers, report_findings_of
 from medmvl.evaluation.controls import floor_answers, image_share
 from medmvl.evaluation.items import Item
+from medmvl.evaluation.metrics.label_conventions import convention_of
 from medmvl.evaluation.scoring import Answers, Score, defined, score_columns
 from medmvl.evaluation.statistics import LEVEL, RESAMPLES, SEED
 from medmvl.evaluation.tasks import Benchmark
@@ -19,7 +20,7 @@ from medmvl.files import read_json, write_json
 
 RESULTS = "results.json"
 FORMAT = 1
-_SOFTWARE = ("medmvl", "numpy", "rouge-score", "sacrebleu")
+_SOFTWARE = ("medmvl", "numpy", "nltk", "sacrebleu")
 
 
 def merge_results(parts: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
@@ -72,7 +73,7 @@ def score_benchmark(
     """Score one model's items and its controls: the benchmark's entry in results.json.
 
     Args:
-        benchmark: what is scored how.
+        benchmark: the columns and their metrics.
         answers: the model's.
         controls: answers of the same model without the right image, by control name; `majority` (or `chance`) is always added.
     """
@@ -87,18 +88,31 @@ def score_benchmark(
     return {
         "title": benchmark.title,
         "about": benchmark.about,
-        "licence": benchmark.licence,
+        "license": benchmark.license,
         "headline": benchmark.headline,
         "synthetic": benchmark.synthetic or any(item.record.get("synthetic") for item in items),
         "model": defined(scores),
         "controls": {name: defined(score_columns(benchmark, theirs)) for name, theirs in blind.items()},
         "image": image_share(benchmark, answers, scores, given),
+        "gain": benchmark.gain,
+        "charts": _charts(benchmark, items, given),
         "scorers": _scorers(benchmark, scores),
         "counts": _counts(items),
+        "label_conventions": _label_conventions(items),
         "breakdown": by_group(benchmark, answers),
         "findings": by_finding(benchmark, items),
         "closed": closed_answers(items),
+        "report_findings": {
+            "model": report_findings_of(benchmark, items),
+            "controls": {name: report_findings_of(benchmark, theirs.items) for name, theirs in given.items()},
+        },
     }
+
+
+def _charts(benchmark: Benchmark, items: Sequence[Item], controls: Mapping[str, Answers]) -> list[dict[str, Any]]:
+    if benchmark.charts is None:
+        return []
+    return benchmark.charts(items, {name: answers.items for name, answers in controls.items()})
 
 
 def _scorers(benchmark: Benchmark, scores: Mapping[str, Score]) -> dict[str, dict[str, Any]]:
@@ -113,6 +127,12 @@ def _scorers(benchmark: Benchmark, scores: Mapping[str, Score]) -> dict[str, dic
             "empty": score.empty,
         }
     return described
+
+
+def _label_conventions(items: Sequence[Item]) -> dict[str, str]:
+    """Return {name: description} of the conventions under which the items' labels are read."""
+    found = {convention_of(item.record) for item in items if item.record.get("labels")}
+    return {convention.name: convention.describe() for convention in sorted(found, key=lambda one: one.name)}
 
 
 def _counts(items: Sequence[Item]) -> dict[str, int]:

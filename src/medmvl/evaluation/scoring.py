@@ -1,4 +1,4 @@
-"""Items to numbers: every column of a benchmark with its interval, and differences between two sets of answers."""
+"""Scores of a set of answers, with an interval per column, and differences between two sets of answers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from medmvl.evaluation.items import Item, group_by_patient
-from medmvl.evaluation.metrics.base import Metric
+from medmvl.evaluation.metrics.metric import Metric
 from medmvl.evaluation.statistics import Aggregate, Floats, PairedTest, bootstrap_interval, cluster_sums, paired_test
-from medmvl.evaluation.tasks.base import Benchmark, Column
+from medmvl.evaluation.tasks.benchmark import Benchmark, Column
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ class Table:
     """Per-item statistics of one metric.
 
     Attributes:
-        items: what the metric was given.
+        items: all items that the metric received.
         rows: (N, K) statistics of the items it keeps.
         kept: positions of those in `items`, length N.
         aggregate: the metric as a function of summed rows.
@@ -146,7 +146,7 @@ def item_scores(column: Column, answers: Answers) -> dict[str, float]:
 def compare_answers(column: Column, first: Answers, second: Answers) -> PairedTest | None:
     """Test the difference of two runs on the items that both answered; None if they share none.
 
-    An item that the metric drops in one run is left out of both, so the pairs stay pairs.
+    An item that the metric drops in one run is left out of both, so that the test stays paired.
     """
     mine, theirs = first.table(column), second.table(column)
     place = {item.id: row for row, item in enumerate(theirs.kept_items())}

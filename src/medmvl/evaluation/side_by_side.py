@@ -1,4 +1,4 @@
-"""Two runs on the same questions: paired tests, where they differ, and the answers that changed."""
+"""Comparison of two runs on the same questions: paired tests, scores by group, and the answers that differ."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from medmvl.data.roots import MediaRoots
 from medmvl.errors import EvaluationError
 from medmvl.evaluation.gallery import single_scores, take_turns
 from medmvl.evaluation.items import Item, read_items
-from medmvl.evaluation.pictures import MediaRoots, draw_case
+from medmvl.evaluation.pictures import draw_case
 from medmvl.evaluation.report import environment
-from medmvl.evaluation.scoring import Answers, compare_answers
+from medmvl.evaluation.scoring import Answers, compare_answers, item_scores
+from medmvl.evaluation.statistics import mcnemar
 from medmvl.evaluation.tasks import BENCHMARKS, Benchmark
 from medmvl.files import write_json, write_text
 
@@ -27,8 +29,7 @@ def compare_predictions(
     out: Path,
     *,
     names: tuple[str, str] | None = None,
-    image_root: Path | None = None,
-    volume_root: Path | None = None,
+    roots: MediaRoots | None = None,
     title: str = "MedM-VL: two runs side by side",
 ) -> dict[str, Any]:
     """Compare two predictions files of one benchmark and write side-by-side.html and .json into `out`.
@@ -41,8 +42,7 @@ def compare_predictions(
         benchmark: a name in `BENCHMARKS`.
         out: the folder to write to.
         names: what to call the runs; by default their file or folder names.
-        image_root: folder of the images, for the pictures.
-        volume_root: folder of the volumes.
+        roots: folders of the images and volumes, for the pictures; without them the paths are used as written.
         title: heading of the page.
 
     Returns:
@@ -72,7 +72,7 @@ def compare_predictions(
         "counts": {"shared": len(shared), "only_first": len(runs[0].items) - len(shared),
                    "only_second": len(runs[1].items) - len(shared)},
     }  # fmt: skip
-    cases = _changed(task, mine, theirs, MediaRoots(image_root, volume_root))
+    cases = _changed(task, mine, theirs, MediaRoots.of(roots))
     page = environment().get_template("side_by_side.html.j2").render(title=title, results=results, cases=cases)
     write_json(Path(out) / DATA, results)
     write_text(Path(out) / PAGE, page)
@@ -101,6 +101,7 @@ def _metrics(benchmark: Benchmark, mine: Answers, theirs: Answers) -> dict[str, 
             "ci95": None if test.ci95 is None else list(test.ci95),
             "p_value": test.p_value,
             "n": test.n,
+            "mcnemar": mcnemar(item_scores(column, mine), item_scores(column, theirs)),
         }
     return compared
 

@@ -1,13 +1,14 @@
-"""Intervals and paired tests that treat a patient, not a question, as the unit of chance.
+"""Confidence intervals and paired tests that resample patients, not questions.
 
-Every metric of this room is a function of *sums over items* of per-item statistics (a mean is a sum and a count, corpus
+Every metric of this package is a function of *sums over items* of per-item statistics (a mean is a sum and a count, corpus
 BLEU is matches, lengths and totals, F1 is counts per label). So one bootstrap serves all: resample patients, add up
 their sums, apply the function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -32,7 +33,7 @@ class PairedTest:
     Attributes:
         difference: value of run a minus value of run b.
         ci95: bootstrap interval of the difference over patients; None with fewer than two patients.
-        p_value: two-sided approximate-randomisation p-value (runs swapped patient by patient).
+        p_value: two-sided approximate-randomization p-value (runs swapped patient by patient).
         n: items that both runs answered.
     """
 
@@ -80,7 +81,7 @@ def paired_test(
         seed: seed of both.
 
     The interval resamples patients for both runs together. The p-value swaps the runs of randomly chosen patients
-    (approximate randomisation, Noreen 1989) and counts how often the difference is at least as large as the real one.
+    (approximate randomization, Noreen 1989) and counts how often the difference is at least as large as the real one.
     """
     difference = float(aggregate(first.sum(axis=0)) - aggregate(second.sum(axis=0)))
     if len(first) < 2:
@@ -95,6 +96,29 @@ def paired_test(
     # The small slack keeps sums that are equal but for rounding from counting as smaller.
     as_large = int(np.sum(np.abs(swapped) >= abs(difference) - 1e-12))
     return PairedTest(difference, interval, (as_large + 1) / (resamples + 1), n)
+
+
+def mcnemar(first: Mapping[str, float], second: Mapping[str, float]) -> dict[str, float] | None:
+    """Return McNemar's exact test of two runs whose item scores are all 0 or 1; None for other scores.
+
+    The test counts every item as independent. With several items per patient the randomization test of `paired_test` is the
+    one to report.
+
+    Args:
+        first: {id: score} of run a.
+        second: {id: score} of run b; only shared ids count.
+
+    Returns:
+        {"only_first", "only_second": items that only this run has right, "p_value": two-sided, exact binomial}.
+    """
+    shared = first.keys() & second.keys()
+    if not shared or any(scores[key] not in (0.0, 1.0) for key in shared for scores in (first, second)):
+        return None
+    only_first = sum(first[key] > second[key] for key in shared)
+    only_second = sum(first[key] < second[key] for key in shared)
+    total, fewer = only_first + only_second, min(only_first, only_second)
+    tail = sum(math.comb(total, count) for count in range(fewer + 1)) / 2**total
+    return {"only_first": only_first, "only_second": only_second, "p_value": min(1.0, 2 * tail)}
 
 
 def _resampled(sums: Floats, resamples: int, seed: int) -> Floats:

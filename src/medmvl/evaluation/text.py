@@ -1,20 +1,20 @@
-"""Words: the normalisations and tokenisers that the published scorers use, each under its own name.
+"""Normalization and tokenizers of the published scorers, each under its own name.
 
-A score is comparable only if its words were cut the same way, so every tokeniser here says whose it is. English is
-scored as the published scorers do it; Chinese is scored by character (`split_characters`), whatever the metric.
+Scores are comparable only if their words were cut in the same way, so every tokenizer here names its source. Other scripts
+are prepared by `scripts.spaced_words` before they come here.
 """
 
 from __future__ import annotations
 
+import html
 import re
-import unicodedata
 from functools import cache, lru_cache
 from typing import Protocol
 
 from medmvl.errors import require
 
 # --------------------------------------------------------------------------------------------------------------
-# VQA-v2 normalisation, used by Uni-Med, LLaVA-Med and MultiMedEval
+# VQA-v2 normalization, used by Uni-Med, LLaVA-Med and MultiMedEval
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
@@ -54,11 +54,11 @@ _CONTRACTIONS = _contractions()
 
 @lru_cache(maxsize=1 << 16)  # every metric of a benchmark asks for the same few texts
 def normalize_word(text: str) -> str:
-    """Return `text` normalised as the VQA-v2 evaluation does it, the rule of the `unimed` and `llava-med` profiles.
+    """Return `text` normalized as the VQA-v2 evaluation does it, the rule of the `unimed` and `llava-med` profiles.
 
-    A punctuation mark is deleted if, anywhere in the text, it stands beside a space, or if the text has a comma
-    between digits; otherwise it becomes a space. Full stops not followed by a digit go, case goes, number words become
-    digits, articles go, lost apostrophes come back. Colons and apostrophes stay.
+    A punctuation mark is deleted if the text has it next to a space anywhere, or has a comma between two digits; otherwise
+    it becomes a space. Full stops not followed by a digit, case and articles are removed. Number words become digits. Lost
+    apostrophes of contractions are restored. Colons and apostrophes stay.
 
     >>> normalize_word("T1-weighted MRI (axial)")
     't1 weighted mri axial'
@@ -75,33 +75,37 @@ def normalize_word(text: str) -> str:
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Chinese
+# Markup around an answer
 
-_CJK = re.compile(r"([\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
+_THOUGHT = re.compile(r"^.*</think>|<think>.*", re.DOTALL)  # begun in the prompt, or cut off
+_SPECIAL = re.compile(r"</?[A-Za-z|][^<>]{0,30}>")  # <answer>, </s>, <|im_end|>
+_LATEX = re.compile(r"\\(?:boxed|text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
+_MATH = re.compile(r"\\[\[\]()]")
+_EMPHASIS = re.compile(r"[*`~#$]+|(?<![^\W_])_+|_+(?![^\W_])")
+_QUOTES = str.maketrans(dict.fromkeys('"\u201c\u201d\u201e\u2018\u00ab\u00bb', " "))
+#: Full-width ASCII, and Chinese punctuation, as ASCII.
+_NARROW = str.maketrans(
+    {code: chr(code - 0xFEE0) for code in range(0xFF01, 0xFF5F)}
+    | {"\u2026": "...", "\u3001": ",", "\u3002": ".", "\u3010": "[", "\u3011": "]"}
+)
 
 
-def has_chinese(text: str) -> bool:
-    """Return whether `text` holds at least one Chinese character."""
-    return _CJK.search(text) is not None
+def strip_markup(text: str) -> str:
+    r"""Return an answer without the markup that chat models put around words: Markdown emphasis, LaTeX boxes, tags, quotes.
 
+    Text up to </think>, or after a <think> that is not closed, is removed; full-width letters and punctuation become ASCII,
+    HTML's "&quot;" a quote.
 
-def split_characters(text: str) -> str:
-    """Return `text` with every Chinese character a word of its own and full-width marks made half-width (NFKC).
-
-    Latin words and numbers inside stay whole, so the word-level metrics below score Chinese by character.
-
-    >>> split_characters("左肺，CT")
-    '左 肺 , CT'
+    >>> strip_markup("The answer is **\\boxed{B}**.")
+    'The answer is B.'
     """
-    folded = unicodedata.normalize("NFKC", text).replace("。", ".").replace("、", ",")
-    spaced = _CJK.sub(r" \1 ", folded)
-    if spaced != folded:
-        spaced = re.sub(r"([,.;:?!])", r" \1 ", spaced)
-    return " ".join(spaced.split())
+    said = html.unescape(_THOUGHT.sub("", text)).translate(_NARROW)
+    plain = _MATH.sub(" ", _LATEX.sub(r"\1", _LATEX.sub(r"\1", said)))
+    return _EMPHASIS.sub("", _SPECIAL.sub(" ", plain)).translate(_QUOTES).strip()
 
 
 # --------------------------------------------------------------------------------------------------------------
-# Tokenisers
+# Tokenizers
 
 
 class Tokenizer(Protocol):
@@ -116,8 +120,20 @@ def whitespace_tokens(text: str) -> list[str]:
     return text.split()
 
 
+def space_tokens(text: str) -> list[str]:
+    """Split at every single space, so that two spaces give an empty token: pycocoevalcap's ROUGE."""
+    return text.split(" ")
+
+
+def ct_chat_answer(text: str) -> str:
+    """Return an answer as CT-CHAT's scorer cleans it: special tokens and line breaks are deleted, without a space."""
+    for mark in ("<s>", "</s>", "<|eot_id|>", "\n"):
+        text = text.replace(mark, "")
+    return text
+
+
 def normalized_tokens(text: str) -> list[str]:
-    """Split the normalised text (`normalize_word`): the `unimed` and `llava-med` profiles."""
+    """Split the normalized text (`normalize_word`): the `unimed` and `llava-med` profiles."""
     return normalize_word(text).split()
 
 
@@ -129,5 +145,5 @@ def _tokenizer_13a() -> Tokenizer:
 
 
 def tokens_13a(text: str) -> list[str]:
-    """Split as mteval-v13a does (sacrebleu's `13a`), case kept: the tokeniser of Hugging Face's BLEU."""
+    """Split as mteval-v13a does (sacrebleu's `13a`), case kept: the tokenizer of Hugging Face's BLEU."""
     return _tokenizer_13a()(text)

@@ -1,1 +1,1 @@
-"""Whole experiments made of the other rooms: the quickstart and the comparison runner."""
+"""Complete experiments built on the other packages: the quickstart and the comparison runner."""

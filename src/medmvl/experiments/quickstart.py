@@ -2,7 +2,7 @@
 
 Everything a real project does is done here by the same code, only smaller: the phantoms are written in the layouts of
 SLAKE and CT-RATE and go through their converters, the recipe trains a model with both towers, and the held-out patients
-are scored beside two controls that do not see the right picture.
+are scored together with two controls that do not see the right picture.
 """
 
 from __future__ import annotations
@@ -20,23 +20,25 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from medmvl.data.phantoms import split_patients, write_ct_rate, write_dicom_series, write_slake
-from medmvl.data.phantoms.first_texts import write_captions, write_closed, write_readings
-from medmvl.data.prepare import convert
+from medmvl.data.converters import convert
+from medmvl.data.roots import MediaRoots
+from medmvl.data.synthetic import is_synthetic
 from medmvl.errors import RecipeError
-from medmvl.evaluation import evaluate_model
+from medmvl.evaluation import EvaluationOptions, evaluate_model
 from medmvl.files import PathLike, write_json
 from medmvl.inference import GenerationOptions, Predictor
-from medmvl.training.muon import require_muon
+from medmvl.phantoms import split_patients, write_ct_rate, write_dicom_series, write_slake
+from medmvl.phantoms.warmup_texts import write_captions, write_closed, write_text_only_patients
+from medmvl.training.acceleration.muon import require_muon
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 
 #: Patients per split.
 PATIENTS = {"train": 1000, "val": 4, "test": 60}
 #: Patients that are described in words only.
-READINGS = 4000
+TEXT_ONLY_PATIENTS = 4000
 SCAN = (24, 72, 72)
-FILM = 96
+RADIOGRAPH = 96
 
 BENCHMARKS = ("phantom-2d", "phantom-ct")
 CONTROLS = ("blank", "shuffled")
@@ -46,7 +48,7 @@ CT_RATE_TASKS = ("short", "long", "choice", "report")
 
 @dataclass(frozen=True)
 class Quickstart:
-    """Where everything of one quickstart lies.
+    """Paths of a quickstart.
 
     Attributes:
         root: the run folder.
@@ -78,9 +80,9 @@ class Quickstart:
 def quickstart(
     out: PathLike = "runs/quickstart", seed: int = 0, *, scale: float = 1.0, console: Console | None = None
 ) -> dict[str, Any]:
-    """Run the main job; returns the content of results.json.
+    """Run the quickstart and return the content of results.json.
 
-    A folder that holds an unfinished quickstart of the same seed and scale is gone on with.
+    Resumes an unfinished quickstart of the same seed and scale in `out`.
 
     Args:
         out: the run folder: raw/, data/, the stages, model/, log.jsonl, results.json, report.html.
@@ -101,12 +103,12 @@ def quickstart(
         draw(place, seed, scale)
     with _step(console, "2/5  Convert both data sets to records"):
         convert_all(place)
-        patients = split_patients(seed, patient_counts(scale), SCAN, FILM)["train"]
-        films, scans = (place.data / name / "train.jsonl" for name in ("phantom-2d-vqa", "phantom-ct-report"))
-        write_captions(place.data, patients, films, scans)
-        write_closed(films, place.data / "film-closed.jsonl")
+        patients = split_patients(seed, patient_counts(scale), SCAN, RADIOGRAPH)["train"]
+        radiographs, scans = (place.data / name / "train.jsonl" for name in ("phantom-2d-vqa", "phantom-ct-report"))
+        write_captions(place.data, patients, radiographs, scans)
+        write_closed(radiographs, place.data / "radiograph-closed.jsonl")
         write_closed(place.data / "phantom-ct-short" / "train.jsonl", place.data / "ct-closed.jsonl")
-        write_readings(place.data / "readings.jsonl", seed, round(READINGS * scale))
+        write_text_only_patients(place.data / "text-only-patients.jsonl", seed, round(TEXT_ONLY_PATIENTS * scale))
     with _step(console, "3/5  Train in stages"):
         train(recipe(place, seed, scale), place.root, resume=True)
     with _step(
@@ -123,12 +125,12 @@ def quickstart(
 def draw(place: Quickstart, seed: int, scale: float = 1.0) -> None:
     """Draw the phantoms and write them in the layouts of the public data sets, and one scan as DICOM.
 
-    The two data sets are drawn by two processes; what is whole already is left alone.
+    The two data sets are drawn by two processes; complete parts are kept.
     """
     counts = patient_counts(scale)
     spawn = multiprocessing.get_context("spawn")  # a forked torch process may hang
     with ProcessPoolExecutor(2, mp_context=spawn) as pool:
-        jobs = [pool.submit(write, place, seed, counts) for write in (_write_films, _write_scans)]
+        jobs = [pool.submit(write, place, seed, counts) for write in (_write_radiographs, _write_scans)]
     for job in jobs:
         job.result()
 
@@ -138,21 +140,21 @@ def patient_counts(scale: float) -> dict[str, int]:
     return {name: max(2, round(count * scale / 2) * 2) for name, count in PATIENTS.items()}
 
 
-def _write_films(place: Quickstart, seed: int, counts: dict[str, int]) -> None:
-    if not (place.raw / "slake" / "README.txt").exists():  # written last
-        write_slake(place.raw / "slake", split_patients(seed, counts, SCAN, FILM))
+def _write_radiographs(place: Quickstart, seed: int, counts: dict[str, int]) -> None:
+    if not is_synthetic(place.raw / "slake"):  # the note is written last
+        write_slake(place.raw / "slake", split_patients(seed, counts, SCAN, RADIOGRAPH))
 
 
 def _write_scans(place: Quickstart, seed: int, counts: dict[str, int]) -> None:
-    patients = split_patients(seed, counts, SCAN, FILM)
-    if not (place.raw / "ct-rate" / "README.txt").exists():
+    patients = split_patients(seed, counts, SCAN, RADIOGRAPH)
+    if not is_synthetic(place.raw / "ct-rate"):
         write_ct_rate(place.raw / "ct-rate", {"train": patients["train"], "valid": patients["test"]})
     if not place.dicom.exists():
         write_dicom_series(place.dicom, patients["test"][0])
 
 
 def convert_all(place: Quickstart) -> None:
-    """Convert both data sets, each kind of task to a file of its own, so that the recipe can weigh them.
+    """Convert both data sets, with a separate file for each kind of task, so that the recipe can weight them.
 
     Training records hold all questions about a picture, test records one each; the test files hold every task.
     """
@@ -180,6 +182,8 @@ def recipe(place: Quickstart, seed: int, scale: float = 1.0) -> dict[str, Any]:
 def evaluate(place: Quickstart, console: Console) -> dict[str, Any]:
     """Answer both benchmarks with and without the right picture, and score them into one folder."""
     predictor = Predictor.from_pretrained(place.model)
+    title = "MedM-VL quickstart: synthetic phantoms, no clinical meaning"
+    options = EvaluationOptions(log=place.root / "log.jsonl", title=title)
     results: dict[str, Any] = {}
     for name in BENCHMARKS:
         with _rows(console, name) as on_row:
@@ -189,13 +193,11 @@ def evaluate(place: Quickstart, console: Console) -> dict[str, Any]:
                 place.data,
                 place.root,
                 CONTROLS,
-                image_root=place.raw / "slake",
-                volume_root=place.raw / "ct-rate",
-                options=GenerationOptions(max_new_tokens=96),
+                roots=MediaRoots(place.raw / "slake", place.raw / "ct-rate"),
+                generation=GenerationOptions(max_new_tokens=96),
                 batch_size=32,
-                log=place.root / "log.jsonl",
-                title="MedM-VL quickstart: synthetic phantoms, no clinical meaning",
                 on_row=on_row,
+                options=options,
             )
     return results
 

@@ -1,17 +1,17 @@
-"""Imaging: files become arrays that know their units, spacing and patient sides; geometries make model input of them.
+"""Reading of medical images and volumes, and their preparation for models.
 
-The way of a volume: `read_volume` (DICOM series, NIfTI, npy, NRRD/MHA) gives a `Volume` in Hounsfield units; a
-`Geometry`, looked up by `geometry(name, **overrides)`, turns it into the tensor of one model. `read_image` does the
-first half for 2D images. This room knows no records, no tokens and no model.
+`read_volume` (DICOM series, NIfTI, npy, NRRD/MHA) returns a `Volume` in Hounsfield units. A `Geometry`, found by
+`geometry(name, **overrides)`, windows, crops and resamples it to a model's input tensor. `read_image` reads 2D images.
+This package does not depend on records, tokens or models.
 """
 
-from medmvl.imaging import geometries as _geometries  # noqa: F401 - fills the registry
-from medmvl.imaging.dicom_scan import list_series
-from medmvl.imaging.geometry import Geometry, Prepared, geometry, geometry_names
+from medmvl.imaging.dicom.scan import list_series
 from medmvl.imaging.image import Image
+from medmvl.imaging.preprocessing import geometries as _geometries  # noqa: F401 - fills the registry
+from medmvl.imaging.preprocessing.geometry import Geometry, Prepared, geometry, geometry_names
+from medmvl.imaging.preprocessing.windows import WINDOWS, Window
 from medmvl.imaging.read import read_image, read_volume
 from medmvl.imaging.volume import Volume
-from medmvl.imaging.windows import WINDOWS, Window
 
 __all__ = [
     "WINDOWS",

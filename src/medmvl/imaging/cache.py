@@ -1,18 +1,18 @@
-"""Ready tensors on disk: shards of equal small arrays, found by the path of their source, never stale silently.
+"""On-disk cache of prepared tensors in shards, indexed by the path of the source file.
 
-A cache folder holds `manifest.json` (geometry, its hash, counts) and pairs `shard-00000.npy` (n, C, D, H, W) and
-`shard-00000.json` (keys and source fingerprints of its n rows). A key is a hash of the source's path below its root:
-neither paths nor record ids are stored, because both may name a patient.
+A cache folder contains `manifest.json` (geometry, its hash, counts) and pairs of `shard-00000.npy` (n, C, D, H, W) and
+`shard-00000.json` (keys and source fingerprints of its n rows). A key is a hash of the source's path below its root and of
+the cache's random salt, so that keys of known paths cannot be listed beforehand or compared between caches. Neither paths nor record ids are stored, because both may identify a patient. A source that changed after it was cached
+is detected by its fingerprint and refused.
 """
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import math
-import os
-import weakref
+import secrets
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,15 +21,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from medmvl.errors import GeometryError, ImagingError
-from medmvl.files import PathLike, atomic, existing_folder, read_json, write_json
-from medmvl.imaging.geometry import Geometry
+from medmvl.errors import DataError, GeometryError, ImagingError, naming
+from medmvl.files import OutputLock, PathLike, atomic, existing_folder, private_folder, read_json, write_json
+from medmvl.imaging.preprocessing.geometry import Geometry
+from medmvl.remote import RemotePath, below
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-#: bytes per shard, which a job holds in memory: 32 rows of 32x256x256 uint8, of a larger geometry fewer
+#: bytes per shard, kept in memory while it is filled: 32 rows of 32x256x256 uint8, fewer of a larger geometry
 SHARD_BYTES = 2**26
-#: most rows per shard: a killed job repeats at most so many volumes
+#: most rows per shard: the number of volumes that a killed job repeats at most
 MOST_ROWS = 32
 
 
@@ -39,7 +40,7 @@ class StaleCacheError(ImagingError):
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a source file or folder was when it was cached.
+    """State of a source file or folder at the time it was cached.
 
     Attributes:
         size: bytes, over all files of a folder.
@@ -55,7 +56,7 @@ class Fingerprint:
 
     @classmethod
     def of(cls, source: Path, reading: str = "") -> Fingerprint:
-        """Take the fingerprint of a file or of a folder (all files in it)."""
+        """Return the fingerprint of a file or of all files in a folder."""
         digest = hashlib.sha256()
         files = _files(source)
         for file in files:
@@ -64,7 +65,7 @@ class Fingerprint:
         return cls(*_stat(files), sha256=digest.hexdigest(), reading=reading)
 
     def still_fits(self, source: Path) -> bool:
-        """Say whether the source is unchanged: by size and time, and by its content where only the time differs."""
+        """Return whether the source is unchanged, by size and time, or by content if only the time differs."""
         size, modified = _stat(_files(source))
         if size != self.size:
             return False
@@ -72,31 +73,45 @@ class Fingerprint:
 
 
 def reading_digest(options: Mapping[str, Any]) -> str:
-    """Return 16 hex digits over the options of `read_volume` (a series UID among them stays unreadable); "" for none."""
+    """Return a hash (16 hex digits) of the options of `read_volume`, or "" if there are none."""
     if not options:
         return ""
     return hashlib.sha256(json.dumps(dict(options), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def key_of(source: PathLike, root: PathLike | None) -> str:
-    """Return the cache key of a source: a hash of its path below `root`, or of its absolute path outside of it."""
+def accepted_digests(options: Mapping[str, Any]) -> tuple[str, str]:
+    """Return the digests of all options, and of those without `gaps`: a volume without gaps is the same under each rule."""
+    return reading_digest(options), reading_digest({name: value for name, value in options.items() if name != "gaps"})
+
+
+def key_of(source: PathLike, root: PathLike | None, salt: str = "") -> str:
+    """Return the cache key of a source: a salted hash of its path below `root`, or of its absolute path if it is elsewhere.
+
+    A file has the same key below a folder and below a URL.
+    """
+    if isinstance(source, RemotePath):
+        inside = below(source, root) if root is not None else None
+        return hashlib.sha256((salt + (inside or source)).encode()).hexdigest()[:32]
     path = Path(source).resolve()
     if root is not None and path.is_relative_to(base := Path(root).resolve()):
         path = path.relative_to(base)
-    return hashlib.sha256(path.as_posix().encode()).hexdigest()[:32]
+    return hashlib.sha256((salt + path.as_posix()).encode()).hexdigest()[:32]
 
 
 class CacheWriter:
-    """Appends arrays to a cache folder; an interrupted one goes on where its last whole shard ended.
+    """Writer that appends arrays to a cache folder and resumes an interrupted one after its last complete shard.
 
     Args:
-        folder: made if absent.
-        geometry: what the arrays were prepared with.
+        folder: created if missing, readable by its user only.
+        geometry: geometry that prepared the arrays.
         shard_size: rows per shard; default: `SHARD_BYTES`, at most `MOST_ROWS`.
 
+    Attributes:
+        salt: of `key_of`; random for a new cache.
+
     Raises:
-        GeometryError: if the folder holds a cache of another geometry.
-        ImagingError: if another job is writing to the folder.
+        GeometryError: if the folder contains a cache of another geometry.
+        BusyError: if another process is writing to the folder.
     """
 
     def __init__(self, folder: PathLike, geometry: Geometry, shard_size: int | None = None) -> None:
@@ -109,19 +124,19 @@ class CacheWriter:
         self._rows = np.empty((self.shard_size, *shape), geometry.dtype)  # of the unfinished shard, as many as keys
         self._keys: list[str] = []
         self._shard = 0
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle = _lock(self.folder)
-        self._unlock = weakref.finalize(self, os.close, handle) if handle is not None else lambda: None
-        for left_behind in self.folder.glob(".[0-9]*.*"):  # half-written files of a job that was killed
-            left_behind.unlink()
+        private_folder(self.folder)
+        self._lock = OutputLock(self.folder, folder=True)
         if (self.folder / MANIFEST).exists():
-            geometry.check_same(read_json(self.folder / MANIFEST)["geometry_hash"], f"The cache {self.folder}")
+            manifest = _read_manifest(self.folder)
+            geometry.check_same(manifest["geometry_hash"], f"The cache {self.folder}")
+            self.salt = str(manifest.get("salt", ""))
             self._continue()
         else:
+            self.salt = secrets.token_hex(16)
             self._write_manifest({})
 
     def add(self, key: str, array: np.ndarray, fingerprint: Fingerprint) -> None:
-        """Append one array of the geometry's shape (C, D, H, W) and dtype; a key again supersedes its earlier row."""
+        """Append one array (C, D, H, W) of the geometry's dtype; a repeated key replaces its earlier row."""
         expected = (self.geometry.channels, *self.geometry.size)
         if array.shape != expected or array.dtype != self.geometry.dtype:
             raise ImagingError(
@@ -137,28 +152,29 @@ class CacheWriter:
             self._shard, self._keys = self._shard + 1, []
 
     def flush(self) -> None:
-        """Write the rows of the unfinished shard, so that nothing is lost from here on."""
+        """Write the rows of the unfinished shard to disk."""
         if not self._keys:
             return
         name = self.folder / f"shard-{self._shard:05d}"
         with atomic(name.with_suffix(".npy")) as temporary:
             np.save(temporary, self._rows[: len(self._keys)])
-        # The list of keys comes last: a shard without one was not finished and is written again.
+        # The list of keys is written last: a shard without it is incomplete and is written again.
         write_json(
             name.with_suffix(".json"), [{"key": key, **asdict(self.known[key])} for key in self._keys], indent=None
         )
 
     def close(self, facts: Mapping[str, Any] | None = None) -> None:
-        """Write the unfinished shard and the manifest, with `facts` about the job in it."""
+        """Write the unfinished shard, and the manifest with `facts` about the job."""
         self.flush()
         self._write_manifest(dict(facts or {}))
-        self._unlock()
+        self._lock.release()
 
     def _write_manifest(self, facts: dict[str, Any]) -> None:
         write_json(
             self.folder / MANIFEST,
             {
                 "format": FORMAT,
+                "salt": self.salt,
                 "geometry": self.geometry.to_dict(),
                 "geometry_hash": self.geometry.hash,
                 "dtype": self.geometry.dtype,
@@ -173,124 +189,198 @@ class CacheWriter:
             keys = [row.pop("key") for row in rows]
             self.known.update((key, Fingerprint(**row)) for key, row in zip(keys, rows, strict=True))
             self._shard = number + 1
-            if len(rows) < self.shard_size:  # only the last one can be; it is filled up
+            if len(rows) < self.shard_size:  # only the last shard can be short; it is filled up
                 self._shard, self._keys = number, keys
-                # A job killed between the two files of a shard leaves more rows than keys; those are made again.
-                self._rows[: len(keys)] = np.load(_shard_name(self.folder, number), mmap_mode="r")[: len(keys)]
+                # A job killed between writing the two files of a shard leaves rows without keys; they are prepared again.
+                self._rows[: len(keys)] = _load_shard(self.folder, number)[: len(keys)]
 
 
-class CacheReader:
-    """Reads a cache folder through memory maps; safe to hand to worker processes.
+class PreparedVolumes(ABC):
+    """Prepared tensors by the path of their source; base of the readers.
 
-    Args:
-        folder: made by `medmvl data cache`.
-        geometry: the model's; None reads whatever is there.
-        root: the folder below which the sources' paths are taken (the volume root of the data file); a cache serves
-            one root.
-
-    Raises:
-        GeometryError: with both hashes, if the cache was made with another geometry.
-        ImagingError: if the folder is no cache, or damaged.
+    Attributes:
+        name: folder or URL, for messages.
+        geometry: that prepared the tensors.
+        root: folder or URL to which the sources' paths are relative (the volume root of the data file).
+        salt: of `key_of`.
+        fingerprints: key -> state of the source when it was prepared.
     """
 
-    def __init__(self, folder: PathLike, geometry: Geometry | None = None, root: PathLike | None = None) -> None:
-        self.folder = existing_folder(folder, "cache")
-        self.root = root
-        manifest = read_json(self.folder / MANIFEST)
-        if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-            raise ImagingError(f"{self.folder / MANIFEST} is not the manifest of a cache of format {FORMAT}.")
-        self.geometry = Geometry.from_dict(manifest["geometry"])
-        if self.geometry.hash != manifest["geometry_hash"]:
-            raise GeometryError(
-                f"The cache {self.folder} was made with geometry {manifest['geometry_hash']}; its description now gives "
-                f"{self.geometry.hash}. Its meaning has changed: make the cache anew."
-            )
-        if geometry is not None:
-            geometry.check_same(self.geometry.hash, f"The cache {self.folder}")
-        self._places: dict[str, tuple[int, int]] = {}
-        self._fingerprints: dict[str, Fingerprint] = {}
-        for number, rows in enumerate(_shards(self.folder)):
-            for index, row in enumerate(rows):
-                key = row.pop("key")
-                self._places[key], self._fingerprints[key] = (number, index), Fingerprint(**row)
-        self._arrays: dict[int, np.ndarray] = {}
+    name: PathLike
+    geometry: Geometry
+    root: PathLike | None
+    salt: str
+    fingerprints: dict[str, Fingerprint]
+
+    def __init__(self) -> None:
         self._fresh: set[str] = set()
         self._keys: dict[str, str] = {}
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self.fingerprints)
 
     def __contains__(self, key: object) -> bool:
-        return key in self._places
+        return key in self.fingerprints
 
+    @abstractmethod
     def __getitem__(self, key: str) -> np.ndarray:
-        """Return the array (C, D, H, W) of a key, as a read-only view of the file."""
-        number, index = self._places[key]
-        if number not in self._arrays:
-            try:
-                self._arrays[number] = np.load(_shard_name(self.folder, number), mmap_mode="r", allow_pickle=False)
-            except (OSError, ValueError, EOFError) as error:
-                raise ImagingError(
-                    f"{_shard_name(self.folder, number)} is damaged: {error}. Delete the shard (.npy and .json) and run "
-                    "`medmvl data cache` again."
-                ) from error
-        return self._arrays[number][index]
+        """Return the array (C, D, H, W) of a key."""
 
-    def tensor(self, source: PathLike) -> torch.Tensor | None:
-        """Return a copy of the prepared tensor (C, D, H, W) of a source, None if it is not in the cache.
+    def read_ahead(self, source: PathLike) -> bool:
+        """Fetch the tensor of a source into the local cache if it is in an object store; False if there is none."""
+        return key_of(source, self.root, self.salt) in self
 
-        The source is compared with its fingerprint once per reader; where it is not on this machine, the cache stands
-        for it.
+    def tensor(self, source: PathLike, options: Mapping[str, Any] | None = None) -> torch.Tensor | None:
+        """Return a copy of the prepared tensor (C, D, H, W) of a source, or None if it is not there.
+
+        Args:
+            source: path of the volume.
+            options: arguments of `read_volume` that the source must have been read with; None accepts any.
+
+        The source is compared with its fingerprint once per reader. A source that does not exist on this machine, or is in an
+        object store, is not compared.
 
         Raises:
-            StaleCacheError: if the source has changed since.
+            StaleCacheError: if the source has changed since it was cached, or was read with other options.
         """
-        key = self._keys.get(str(source)) or key_of(source, self.root)
-        if key not in self._places:
+        key = self._keys.get(str(source)) or key_of(source, self.root, self.salt)
+        if key not in self.fingerprints:
             return None
+        if options and self.fingerprints[key].reading not in accepted_digests(options):
+            raise StaleCacheError(
+                f"{source} was cached in {self.name} with other reading options than the record's. Run `medmvl data cache` "
+                "again."
+            )
         if key not in self._fresh:
             path = Path(source)
-            if path.exists() and not self._fingerprints[key].still_fits(path):
+            if not isinstance(source, RemotePath) and path.exists() and not self.fingerprints[key].still_fits(path):
                 raise StaleCacheError(
-                    f"{path} has changed since it was cached in {self.folder}. Run `medmvl data cache` again."
+                    f"{path} has changed since it was cached in {self.name}. Run `medmvl data cache` again."
                 )
             self._fresh.add(key)
             self._keys[str(source)] = key
         return torch.from_numpy(np.array(self[key]))
 
+
+def checked_geometry(manifest: Mapping[str, Any], name: PathLike, wanted: Geometry | None) -> Geometry:
+    """Return the geometry that a manifest describes.
+
+    Args:
+        manifest: with `geometry` and `geometry_hash`.
+        name: of the cache, for messages.
+        wanted: the model's geometry, which must match; None: accept any geometry.
+
+    Raises:
+        GeometryError: with both hashes, if another geometry made the cache, or its description means another one today; if
+            there is no description.
+    """
+    if not isinstance(manifest.get("geometry"), dict) or "geometry_hash" not in manifest:
+        raise GeometryError(f"The manifest of {name} describes no geometry. Create the cache again.")
+    with naming(name):
+        made_by = Geometry.from_dict(manifest["geometry"])
+    if made_by.hash != manifest["geometry_hash"]:
+        raise GeometryError(
+            f"The cache {name} was made with geometry {manifest['geometry_hash']}; its description now gives "
+            f"{made_by.hash}. Its meaning has changed: create the cache again."
+        )
+    if wanted is not None:
+        wanted.check_same(made_by.hash, f"The cache {name}")
+    return made_by
+
+
+class CacheReader(PreparedVolumes):
+    """Reader of a cache folder through memory maps; may be passed to worker processes.
+
+    Args:
+        folder: created by `medmvl data cache`.
+        geometry: the model's geometry, which must match; None: accept any geometry.
+        root: folder to which the sources' paths are relative (the volume root of the data file); one per cache.
+
+    Raises:
+        GeometryError: with both hashes, if the cache was made with another geometry.
+        ImagingError: if the folder is not a cache, or is damaged.
+    """
+
+    def __init__(self, folder: PathLike, geometry: Geometry | None = None, root: PathLike | None = None) -> None:
+        super().__init__()
+        self.folder = existing_folder(folder, "cache")
+        self.name, self.root = self.folder, root
+        manifest = _read_manifest(self.folder)
+        self.salt = str(manifest.get("salt", ""))  # caches of earlier versions have none
+        self.geometry = checked_geometry(manifest, self.folder, geometry)
+        self._locations: dict[str, tuple[int, int]] = {}
+        self.fingerprints = {}
+        for number, rows in enumerate(_shards(self.folder)):
+            for index, row in enumerate(rows):
+                key = row.pop("key")
+                self._locations[key], self.fingerprints[key] = (number, index), Fingerprint(**row)
+        self._shape = (self.geometry.channels, *self.geometry.size)
+        self._arrays: dict[int, np.ndarray] = {}
+
+    def __getitem__(self, key: str) -> np.ndarray:
+        """Return the array (C, D, H, W) of a key as a read-only memory map."""
+        number, index = self._locations[key]
+        if number not in self._arrays:
+            self._arrays[number] = _load_shard(self.folder, number)
+        if index >= len(self._arrays[number]) or self._arrays[number].shape[1:] != self._shape:
+            raise _damaged(_shard_name(self.folder, number))
+        return self._arrays[number][index]
+
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_arrays": {}}
 
 
-def _lock(folder: Path) -> int | None:
-    """Return a handle that holds the folder for one writer; the system lets go when the process ends, however it ends.
-
-    Raises:
-        ImagingError: if another writer holds it.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
-        raise ImagingError(
-            f"Another job is writing to the cache {folder}. Wait for it, or use another folder."
-        ) from None
-    except OSError:  # a file system without locks
-        os.close(handle)
-        return None
-    return handle
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a cache folder, or raise an ImagingError if it is not one."""
+    manifest = read_json(folder / MANIFEST)
+    stated = isinstance(manifest, dict) and isinstance(manifest.get("geometry"), dict)
+    if not stated or manifest.get("format") != FORMAT or not isinstance(manifest.get("geometry_hash"), str):
+        raise ImagingError(f"{folder / MANIFEST} is not the manifest of a cache of format {FORMAT}.")
+    return manifest
 
 
 def _shards(folder: Path) -> list[list[dict[str, Any]]]:
-    """Rows of each finished shard, in order; the row of numbers must have no hole."""
+    """Return the rows of each complete shard in order.
+
+    Raises:
+        ImagingError: if a shard is missing or its list of keys is damaged.
+    """
     shards = []
     for number in range(len(list(folder.glob("shard-*.json")))):
         listing = _shard_name(folder, number).with_suffix(".json")
         if not listing.exists() or not _shard_name(folder, number).exists():
-            raise ImagingError(f"The cache {folder} lacks shard {number}. Delete the folder and make it anew.")
-        shards.append(json.loads(listing.read_text(encoding="utf-8")))
+            raise ImagingError(f"The cache {folder} lacks shard {number}. Delete the folder and create it again.")
+        try:
+            rows = read_json(listing)
+        except DataError as error:
+            raise _damaged(listing) from error
+        if not isinstance(rows, list) or not all(_is_row(row) for row in rows):
+            raise _damaged(listing)
+        shards.append(rows)
     return shards
+
+
+def _is_row(row: object) -> bool:
+    """Return whether a JSON value is a key with the fingerprint of its source."""
+    if not isinstance(row, dict) or not {"key", "size", "modified", "sha256"} <= set(row):
+        return False
+    kinds = {"key": str, "size": int, "modified": int, "sha256": str, "reading": str}
+    return all(name in kinds and isinstance(value, kinds[name]) for name, value in row.items())
+
+
+def _load_shard(folder: Path, number: int) -> np.ndarray:
+    """Return the array (n, C, D, H, W) of a shard as a read-only memory map, or raise if it is damaged."""
+    path = _shard_name(folder, number)
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except Exception as error:  # numpy parses headers as Python source and raises any type
+        raise _damaged(path) from error
+
+
+def _damaged(path: Path) -> ImagingError:
+    return ImagingError(
+        f"{path} is damaged. Delete the shard (.npy and .json) and all later ones, and run `medmvl data cache` again."
+    )
 
 
 def _shard_name(folder: Path, number: int) -> Path:

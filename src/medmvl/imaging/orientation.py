@@ -1,7 +1,7 @@
-"""Patient sides: three-letter codes, and the flips and permutations that lead from one to another.
+"""Patient orientation: three-letter codes, and flips and permutations between them.
 
-A code names, for the array axes (D, H, W) in order, the side towards which the index *grows*: R/L, A/P, S/I are the
-patient's right and left, front and back, head and feet. The standard axial view of radiology (first slice at the feet,
+A code gives, for each of the array axes (D, H, W), the patient side towards which the index increases: R/L, A/P and S/I
+are the patient's right and left, front and back, head and feet. The standard axial view of radiology (first slice at the feet,
 first row at the front, first column at the patient's right) is "SPL". World coordinates are nibabel's RAS+ in mm.
 """
 
@@ -17,7 +17,7 @@ _SIDES = {"R": (0, 1), "L": (0, -1), "A": (1, 1), "P": (1, -1), "S": (2, 1), "I"
 
 
 def check_code(code: str) -> str:
-    """Return `code` in capitals, or raise if it does not name each of the three directions once.
+    """Return `code` in capitals, or raise if it does not contain each of the three directions once.
 
     Raises:
         ImagingError: for anything but one of R/L, one of A/P and one of S/I in some order.
@@ -32,7 +32,7 @@ def check_code(code: str) -> str:
 
 
 def affine_of(code: str, spacing: tuple[float, float, float], shape: tuple[int, ...]) -> np.ndarray:
-    """Return the 4x4 affine, array index (d, h, w) -> RAS+ mm, of an array centred at the origin.
+    """Return the 4x4 affine, array index (d, h, w) -> RAS+ mm, of an array centered at the origin.
 
     Args:
         code: orientation of the array axes.
@@ -49,7 +49,7 @@ def affine_of(code: str, spacing: tuple[float, float, float], shape: tuple[int, 
 
 
 def code_of(affine: np.ndarray) -> str:
-    """Return the code closest to the axes of `affine` (4, 4), by nibabel's assignment of axes.
+    """Return the code closest to the axes of `affine` (4, 4), as assigned by nibabel.
 
     Raises:
         ImagingError: if an axis has no direction (a column of zeros, or two axes that run the same way).
@@ -61,14 +61,14 @@ def code_of(affine: np.ndarray) -> str:
 
 
 def obliquity(affine: np.ndarray) -> float:
-    """Return the largest angle in degrees between an array axis and the patient axis it is named after."""
+    """Return the largest angle in degrees between an array axis of `affine` (4, 4) and its nearest patient axis."""
     columns = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     cosines = np.clip(np.abs(columns).max(axis=0), 0.0, 1.0)
     return float(np.degrees(np.arccos(cosines)).max())
 
 
 def reorient(array: np.ndarray, affine: np.ndarray, code: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return a view of `array` (D, H, W) whose axes grow as `code` says, and its affine; no data are copied."""
+    """Return a view of `array` (D, H, W) in the orientation `code`, and its affine (4, 4). No data are copied."""
     start = nib.orientations.axcodes2ornt(tuple(code_of(affine)))
     end = nib.orientations.axcodes2ornt(tuple(check_code(code)))
     transform = nib.orientations.ornt_transform(start, end)

@@ -1,4 +1,4 @@
-"""Slope and intercept, once and only once, without overflow: stored integers are widened before they are moved."""
+"""Rescaling of stored values by slope and intercept without integer overflow."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import numpy as np
 from medmvl.errors import ImagingError
 
 _INT16 = np.iinfo(np.int16)
+#: warning about a legal rescale that hardly any scanner writes
+NEGATIVE_SLOPE = "the rescale slope is negative: low stored values became high ones"
 
 
 def check_rescale(slope: float, intercept: float, what: object) -> tuple[float, float]:
-    """Return slope and intercept as floats, or raise an ImagingError if they cannot be a rescale."""
+    """Return slope and intercept as floats, or raise an ImagingError if they are not finite or the slope is 0."""
     if not (np.isfinite(slope) and np.isfinite(intercept)) or slope == 0:
         raise ImagingError(f"{what}: rescale slope {slope} and intercept {intercept} cannot be right.")
     return float(slope), float(intercept)
@@ -20,8 +22,8 @@ def rescale(stored: np.ndarray, slope: float, intercept: float) -> np.ndarray:
     """Return stored * slope + intercept of a (D, H, W) array, slice by slice.
 
     Returns:
-        the array itself for slope 1 and intercept 0; int16 where slope and intercept are whole and the result fits;
-        else float32.
+        (D, H, W): the array itself for slope 1 and intercept 0; int16 if slope and intercept are integers and the
+        result fits; else float32.
     """
     if slope == 1 and intercept == 0:
         return stored

@@ -1,4 +1,4 @@
-"""A volume: values with units, spacing, patient sides, and the story of how it came to be."""
+"""The `Volume` class: voxel values with units, spacing, patient orientation and processing history."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from medmvl.imaging.orientation import AXIAL, affine_of, code_of, reorient
 
 Units = Literal["HU", "arbitrary"]
 
-#: mm; outside of it a voxel size is a defect of the file (micro-CT and whole-body scouts are inside)
+#: plausible voxel sizes in mm, from micro-CT to whole-body localizers
 SPACING_LIMITS = (0.005, 60.0)
 
 
@@ -25,11 +25,11 @@ class Volume:
         array: (D, H, W) int16 or another integer type, or float32; read-only by convention.
         units: "HU" (Hounsfield units) or "arbitrary".
         affine: (4, 4) float64, array index (d, h, w) -> patient RAS+ mm.
-        sides_known: whether the file states the patient sides; if not, `orientation` is an assumption.
+        sides_known: whether the file states the patient orientation; if not, `orientation` is an assumption.
         spacing_known: whether the file states the spacing.
-        history: what was done to the values since the file, one sentence per step.
-        warnings: what a careful reader should know (gantry tilt, filled gaps, assumed sides ...).
-        source: kind of file, never its name ("dicom series", "nifti", "npy", ...).
+        history: processing steps since the file, one sentence each.
+        warnings: findings that may matter to the user (gantry tilt, filled gaps, assumed sides ...).
+        source: kind of file ("dicom series", "nifti", "npy", ...), not its name.
     """
 
     array: np.ndarray
@@ -61,9 +61,10 @@ class Volume:
 
         Args:
             array: (D, H, W), any real dtype.
-            spacing: (z, y, x) mm along the array axes; None if unknown (1 mm is then drawn, never computed with).
-            units: what the values mean.
-            orientation: code of the array axes, e.g. "SPL"; None means "not known, taken as the axial view SPL".
+            spacing: (z, y, x) mm along the array axes; None if unknown. Unknown spacing is drawn as 1 mm, and geometries
+                that resample to a spacing refuse the volume.
+            units: "HU" or "arbitrary".
+            orientation: code of the array axes, e.g. "SPL"; None: unknown, assumed to be the axial view SPL.
 
         Raises:
             ImagingError: for another number of dimensions, an empty array, NaN or infinite values, absurd spacing.
@@ -116,12 +117,25 @@ class Volume:
         return replace(self, array=array, affine=affine, history=(*self.history, f"reoriented {before} -> {code}"))
 
     def with_spacing(self, spacing: Sequence[float]) -> Volume:
-        """Return the volume with other voxel sizes (z, y, x) mm along its present axes: the caller knows better."""
+        """Return the volume with the voxel sizes (z, y, x) mm that the caller declares for its axes."""
         mm = check_spacing(spacing)
         affine = self.affine.copy()
         affine[:3, :3] *= np.asarray(mm) / np.linalg.norm(affine[:3, :3], axis=0)
         note = f"spacing set to {mm} mm as declared"
         return replace(self, affine=affine, spacing_known=True, history=(*self.history, note))
+
+    def to_axial(self, spacing: Sequence[float] | None = None) -> Volume:
+        """Return the volume in the axial view SPL, with the declared spacing (z, y, x) mm if given.
+
+        Raises:
+            ImagingError: if the resulting spacing is implausible.
+        """
+        axial = self.to_orientation(AXIAL)
+        if spacing is not None:
+            return axial.with_spacing(spacing)
+        if axial.spacing is not None:
+            check_spacing(axial.spacing)
+        return axial
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.array.shape))
@@ -136,7 +150,7 @@ class Volume:
 def check_array(array: np.ndarray) -> None:
     """Raise an ImagingError unless `array` is a non-empty real (D, H, W) array.
 
-    NaN is looked for where floats are read (`check_finite`), so that wrapping a memory map costs nothing.
+    The values are not read, so wrapping a memory map is free; readers of floats call `check_finite`.
     """
     if array.ndim != 3:
         raise ImagingError(
@@ -150,7 +164,7 @@ def check_array(array: np.ndarray) -> None:
 
 
 def check_finite(array: np.ndarray) -> None:
-    """Raise an ImagingError that counts the NaN and infinite values of `array` (D, H, W), slice by slice."""
+    """Raise an ImagingError with the count if `array` (D, H, W) contains NaN or infinite values."""
     if array.dtype.kind != "f":
         return
     bad = sum(int(plane.size - np.count_nonzero(np.isfinite(plane))) for plane in array)
@@ -162,7 +176,7 @@ def check_finite(array: np.ndarray) -> None:
 
 
 def check_spacing(spacing: Sequence[float]) -> tuple[float, float, float]:
-    """Return (z, y, x) mm as floats, or raise an ImagingError if they cannot be voxel sizes."""
+    """Return the spacing (z, y, x) in mm as floats, or raise an ImagingError if it is implausible."""
     values = tuple(float(v) for v in spacing)
     low, high = SPACING_LIMITS
     if len(values) != 3 or not all(np.isfinite(v) and low <= v <= high for v in values):

@@ -1,7 +1,17 @@
-"""A checkpoint folder answers: one question, a stream, or a file of records that survives being killed."""
+"""Answering questions with a checkpoint folder: one question, a stream, or a resumable file of records."""
 
 from medmvl.inference.batch import predict_file, score_file
-from medmvl.inference.predictor import Answer, GenerationOptions, Predictor
+from medmvl.inference.engine import Answer, GenerationOptions, generate_answers
+from medmvl.inference.predictor import Predictor
 from medmvl.inference.retriever import Retriever, retrieve_file
 
-__all__ = ["Answer", "GenerationOptions", "Predictor", "Retriever", "predict_file", "retrieve_file", "score_file"]
+__all__ = [
+    "Answer",
+    "GenerationOptions",
+    "Predictor",
+    "Retriever",
+    "generate_answers",
+    "predict_file",
+    "retrieve_file",
+    "score_file",
+]

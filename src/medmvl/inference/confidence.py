@@ -1,4 +1,4 @@
-"""How sure a model was of its answer: the probability of the tokens that it chose, noted while they are generated."""
+"""Probability of the generated tokens, recorded during generation."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from transformers import LogitsProcessor
 
 
 class ChosenTokens(LogitsProcessor):
-    """Notes the log-probability of every chosen token; changes nothing.
+    """Records the log-probability of every chosen token; changes no scores.
 
     A processor sees the logits of a step, and the token that was chosen from them only one step later, so one (B, V)
-    tensor is kept, whatever the length of the answers. Not for beam search, where rows change places.
+    tensor is kept, whatever the length of the answers. It does not work for beam search, which reorders rows.
+
+    Args:
+        temperature: logits are divided by it for the probabilities, see `medmvl.inference.calibration`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, temperature: float = 1.0) -> None:
+        self._temperature = temperature
         self._steps: list[Tensor] = []
         self._last: Tensor | None = None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         """Note the token at the end of `input_ids` (B, T) and keep the distribution of the next; return `scores`."""
         self._note(input_ids)
-        self._last = torch.log_softmax(scores.float(), dim=-1)
+        self._last = torch.log_softmax(scores.float() / self._temperature, dim=-1)
         return scores
 
     def _note(self, sequences: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Which report belongs to which image or volume: a dual encoder looks for each among all of a file."""
+"""Retrieval of reports for images or volumes, and the reverse, by a dual encoder."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ import torch
 from torch import Tensor
 
 from medmvl.data.dataset import SampleDataset
-from medmvl.data.formats import to_record
+from medmvl.data.formats import local_records
+from medmvl.data.record import to_record
+from medmvl.data.roots import MediaRoots
 from medmvl.errors import CheckpointError, DataError
 from medmvl.files import PathLike, sha256
-from medmvl.inference.batch import RowJob, model_digest, shuffled_media
-from medmvl.inference.predictor import place
+from medmvl.inference.answering import shuffled_visual_inputs
+from medmvl.inference.batch import model_digest
+from medmvl.inference.predictor import resolve_device
+from medmvl.inference.row_job import RowJob
 from medmvl.models.contrastive import DualEncoder, Pairing
 from medmvl.models.contrastive.folder import dual_encoder_folder
 from medmvl.models.contrastive.retrieval import Found, both_ways
@@ -29,18 +33,18 @@ class Features:
     """Pairs in the common space.
 
     Attributes:
-        media, texts: (n, dim) float32 on the CPU, of length 1.
-        media_keys, text_keys: (n,) int64, equal where the medium or the text of two pairs is.
+        visual, texts: (n, dim) float32 on the CPU, of length 1.
+        visual_keys, text_keys: (n,) int64, equal where the image (volume) or the text of two pairs is.
     """
 
-    media: Tensor
+    visual: Tensor
     texts: Tensor
-    media_keys: Tensor
+    visual_keys: Tensor
     text_keys: Tensor
 
 
 class Retriever:
-    """A dual encoder and its processor, ready to look.
+    """A dual encoder and its processor, ready for retrieval.
 
     Args:
         model: in evaluation mode on its device.
@@ -59,7 +63,7 @@ class Retriever:
             device, dtype: as for `Predictor.from_pretrained`.
 
         Raises:
-            CheckpointError: if there is none in the folder, or it is not whole.
+            CheckpointError: if there is none in the folder, or it is incomplete.
         """
         found = dual_encoder_folder(Path(folder))
         if found is None:
@@ -67,7 +71,7 @@ class Retriever:
                 f"{folder} holds no dual encoder, so it cannot look for reports. Give the folder of a contrastive stage "
                 "(`objective: contrastive` in its recipe)."
             )
-        target, wanted = place(device, dtype)
+        target, wanted = resolve_device(device, dtype)
         return cls(DualEncoder.from_pretrained(found, dtype=wanted).to(target), PairProcessor.from_pretrained(found))
 
     @torch.inference_mode()
@@ -79,15 +83,15 @@ class Retriever:
         Raises:
             DataError: naming the record that is not a pair.
         """
-        columns: dict[str, list[Tensor]] = {"media": [], "texts": [], "media_key": [], "text_key": []}
+        columns: dict[str, list[Tensor]] = {"visual": [], "texts": [], "visual_key": [], "text_key": []}
         for start in range(0, len(dataset), batch_size):
             stop = min(start + batch_size, len(dataset))
             batch = self.processor.collate([self.processor.encode(dataset[index]) for index in range(start, stop)])
-            columns["media"].append(self._media(batch["pixels"]))
+            columns["visual"].append(self._visual(batch["pixels"]))
             mask = batch["attention_mask"]
             texts = self.model.encode_texts(batch["input_ids"].to(self.model.device), _to(mask, self.model.device))
             columns["texts"].append(texts.cpu())
-            columns["media_key"].append(batch["media_key"])
+            columns["visual_key"].append(batch["visual_key"])
             columns["text_key"].append(batch["text_key"])
             if on_row:
                 on_row(stop, len(dataset))
@@ -97,10 +101,10 @@ class Retriever:
     def blank(self, dataset: SampleDataset) -> Tensor:
         """Return the feature of a black image or a volume of air, (dim,)."""
         (pixels,) = self.processor.collate([self.processor.encode(dataset[0])])["pixels"]
-        return self._media(self.processor.blank_like(pixels)[None])[0]
+        return self._visual(self.processor.blank_like(pixels)[None])[0]
 
-    def _media(self, pixels: Tensor) -> Tensor:
-        return self.model.encode_media(pixels.to(self.model.device)).cpu()
+    def _visual(self, pixels: Tensor) -> Tensor:
+        return self.model.encode_visual(pixels.to(self.model.device)).cpu()
 
 
 def retrieve_file(
@@ -108,13 +112,12 @@ def retrieve_file(
     data: PathLike,
     out: PathLike,
     *,
-    image_root: PathLike | None = None,
-    volume_root: PathLike | None = None,
+    roots: MediaRoots | None = None,
     batch_size: int = 8,
     control: RetrievalControl | None = None,
     on_row: Callable[[int, int], None] | None = None,
 ) -> int:
-    """Look for the text of every medium of a file among all its texts, and the other way round.
+    """Retrieve the text of every image or volume of a file among all its texts, and the reverse.
 
     Rows go to `out` (JSON Lines): the record with its text as `answer`, the text that was found as `prediction`, and
     `retrieval` with, per direction, `rank` (place of the first right candidate, from 1), `found` (id of the best one),
@@ -123,17 +126,23 @@ def retrieve_file(
 
     Args:
         model: the folder of a contrastive stage, or a loaded retriever.
-        control: "blank" gives every record the same empty medium, "shuffled" that of another patient.
+        roots: folders of the images and volumes; the data file's own by default.
+        control: "blank" gives every record the same blank image or volume, "shuffled" that of another patient.
         on_row: called with (pairs encoded, pairs in all).
 
     Raises:
         DataError: naming the record that is not a pair.
     """
     retriever = model if isinstance(model, Retriever) else Retriever.from_pretrained(model)
-    dataset = SampleDataset(data, image_root, volume_root)
+    dataset = SampleDataset(data, roots)
     if len(dataset) < 2:
         raise DataError(f"{dataset.path} holds {len(dataset)} record(s); to find one among others takes two at least.")
-    facts = {"model": model_digest(retriever.model), "data": sha256(data), "retrieval": True, "control": control}
+    facts = {
+        "model": model_digest(retriever.model),
+        "data": sha256(local_records(data)),
+        "retrieval": True,
+        "control": control,
+    }
     job = RowJob(Path(out), dataset, facts, None)
     found: dict[str, Found] = {}
 
@@ -157,14 +166,14 @@ def _look(
     control: RetrievalControl | None,
     on_row: Callable[[int, int], None] | None,
 ) -> dict[str, Found]:
-    """Return what is found in both directions; a control changes the media, not what is right."""
+    """Return what is found in both directions; a control changes the images, not the correct matches."""
     features = retriever.features(dataset, batch_size, on_row)
-    media = features.media
+    visual = features.visual
     if control == "shuffled":
-        media = media[shuffled_media(dataset)]
+        visual = visual[shuffled_visual_inputs(dataset)]
     elif control == "blank":
-        media = retriever.blank(dataset).expand_as(media)
-    return both_ways(media, features.texts, Pairing(features.media_keys, features.text_keys))
+        visual = retriever.blank(dataset).expand_as(visual)
+    return both_ways(visual, features.texts, Pairing(features.visual_keys, features.text_keys))
 
 
 def _row(found: Found, index: int, dataset: SampleDataset) -> dict[str, Any]:

@@ -1,22 +1,31 @@
-"""Parts become a model: from names of folders, configs, or modules that are already there."""
+"""The parts of a new model, from folders, hub names, settings, configs or modules."""
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import Any
 
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from medmvl.errors import ModelError
 from medmvl.models.configuration import MedMVLConfig
 from medmvl.models.connectors import ConnectorSpec, connector_spec
 from medmvl.models.encoders import ENCODERS, EncoderModule, EncoderSpec, encoder_spec
-from medmvl.models.encoders.own import is_own_checkpoint, own_encoder, own_spec
-from medmvl.models.encoders.published import check_found, load_pretrained
+from medmvl.models.encoders.medmvl_checkpoint import (
+    is_medmvl_checkpoint,
+    medmvl_checkpoint_encoder,
+    medmvl_checkpoint_spec,
+)
+from medmvl.models.encoders.pretrained import check_found, load_pretrained
+from medmvl.models.llms import check_llm
 from medmvl.models.tower import TowerSpec
-
-if TYPE_CHECKING:
-    from medmvl.models.modeling import MedMVLForConditionalGeneration
+from medmvl.pretrained import check_size, open_pretrained, translate_load_errors
 
 #: A folder or hub name, settings with `model_type`, a transformers config, or a causal LM.
 LLMSource = Any
@@ -34,13 +43,19 @@ def llm_config(llm: LLMSource) -> PreTrainedConfig:
         settings = dict(llm)
         if "model_type" not in settings:
             raise ModelError("An LLM given as settings needs its `model_type`, such as qwen2, llama or phi3.")
-        return AutoConfig.for_model(settings.pop("model_type"), **settings)
-    config = _load(AutoConfig.from_pretrained, llm, "LLM")
-    return getattr(config, "text_config", None) or config
+        kind = settings.pop("model_type")
+        with translate_load_errors(f"The LLM {kind!r} cannot be loaded", "Check the settings of `llm`.", ModelError):
+            return AutoConfig.for_model(kind, **settings)
+    config = _load(partial(open_pretrained, AutoConfig), llm, "LLM")
+    config = getattr(config, "text_config", None) or config
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        with translate_load_errors(f"The LLM {llm!r} cannot be loaded", "Check its config.json.", ModelError):
+            check_size(AutoModelForCausalLM, llm, config)
+    return config
 
 
 def tower_spec(encoder: EncoderSource, connector: ConnectorSource, size: tuple[int, ...] | None = None) -> TowerSpec:
-    """Return the facts of a tower; an encoder with `init_from` is described by that folder's config alone."""
+    """Return the spec of a tower; an encoder with `init_from` is described by that folder's config alone."""
     connector = connector if isinstance(connector, ConnectorSpec) else connector_spec(connector)
     return TowerSpec(encoder=_encoder_spec(encoder).to_dict(), connector=connector, size=size)
 
@@ -52,8 +67,8 @@ def _encoder_spec(encoder: EncoderSource) -> EncoderSpec:
     folder = _init_from(settings)
     if folder is None:
         return encoder_spec(settings)
-    if is_own_checkpoint(folder):
-        return own_spec(folder, settings)
+    if is_medmvl_checkpoint(folder):
+        return medmvl_checkpoint_spec(folder, settings)
     return _load(lambda name: ENCODERS[settings["name"]].spec_from_pretrained(name, **settings), folder, "encoder")
 
 
@@ -66,72 +81,62 @@ def _init_from(settings: dict[str, Any]) -> str | None:
     return folder
 
 
-def from_parts(
+def assemble_config(
     llm: LLMSource,
-    image: tuple[EncoderSource, ConnectorSource] | None = None,
-    volume: tuple[EncoderSource, ConnectorSource] | None = None,
-    *,
-    image_size: tuple[int, int] | None = None,
-    volume_size: tuple[int, int, int] | None = None,
+    towers: dict[str, tuple[EncoderSource, ConnectorSource]],
+    sizes: dict[str, tuple[int, ...] | None],
     image_token_id: int | None = None,
     volume_token_id: int | None = None,
-) -> MedMVLForConditionalGeneration:
-    """Assemble a new model; see `MedMVLForConditionalGeneration.from_parts`."""
-    from medmvl.models.modeling import MedMVLForConditionalGeneration
+) -> MedMVLConfig:
+    """Return the config of a new model; reads no weights.
 
+    Args:
+        llm: source of the LLM.
+        towers: modality -> encoder and connector.
+        sizes: modality -> input size; None is what the encoder was made for.
+        image_token_id, volume_token_id: placeholder ids; default: just behind the LLM's vocabulary.
+    """
     text_config = llm_config(llm)
-    sources = {"image": (image, image_size), "volume": (volume, volume_size)}
-    towers = {
-        modality: tower_spec(*source, size=size).to_dict() for modality, (source, size) in sources.items() if source
-    }
+    check_llm(text_config)
     vocab_size = text_config.vocab_size
-    config = MedMVLConfig(
+    return MedMVLConfig(
         text_config=text_config.to_dict(),
-        towers=towers,
+        towers={name: tower_spec(*source, size=sizes[name]).to_dict() for name, source in towers.items()},
         image_token_id=vocab_size if image_token_id is None else image_token_id,
         volume_token_id=vocab_size + 1 if volume_token_id is None else volume_token_id,
     )
-    model = MedMVLForConditionalGeneration(config)
-    _fill_llm(model, llm)
-    for modality, (source, _) in sources.items():
-        if source:
-            _fill_encoder(model, modality, source[0])
+
+
+def pretrained_llm(llm: LLMSource) -> PreTrainedModel | None:
+    """Return the LLM that a source holds; None for one that starts from random weights.
+
+    Raises:
+        ModelError, CheckpointError: if it cannot be loaded or lacks weights.
+    """
+    if isinstance(llm, PreTrainedModel):
+        return llm
+    if not isinstance(llm, str):
+        return None
+    model, missing = load_pretrained(AutoModelForCausalLM, llm)
+    check_found(model, missing, llm)
     return model
 
 
-def _fill_llm(model: MedMVLForConditionalGeneration, llm: LLMSource) -> None:
-    if isinstance(llm, str):
-        model.language_model, missing = load_pretrained(AutoModelForCausalLM, llm)
-        check_found(model.language_model, missing, llm)
-    elif isinstance(llm, PreTrainedModel):
-        model.language_model = llm
-    model.config.text_config = model.language_model.config
-
-
-def _fill_encoder(model: MedMVLForConditionalGeneration, modality: str, encoder: EncoderSource) -> None:
-    if isinstance(encoder, EncoderSpec | str) or (module := pretrained_encoder(encoder)) is None:
-        return
-    model.towers[modality].encoder = module
-
-
-def pretrained_encoder(settings: dict[str, Any]) -> EncoderModule | None:
-    """Return the encoder with the weights that its `init_from` names; None for one that starts fresh."""
-    settings = dict(settings)
+def pretrained_encoder(source: EncoderSource) -> EncoderModule | None:
+    """Return the encoder with the weights that its `init_from` names; None for one that starts from random weights."""
+    if not isinstance(source, dict):
+        return None
+    settings = dict(source)
     folder = _init_from(settings)
     if folder is None:
         return None
-    if is_own_checkpoint(folder):
-        return own_encoder(folder, settings)
+    if is_medmvl_checkpoint(folder):
+        return medmvl_checkpoint_encoder(folder, settings)
     return ENCODERS[settings["name"]].from_pretrained(folder, **settings)[1]
 
 
 def _load(loader: Any, source: str, what: str) -> Any:
-    """Call a transformers loader; its failures become one sentence."""
-    try:
+    """Call a loader and turn its failures into one sentence."""
+    advice = "Give a local folder with config.json and weights, or a hub name that this machine can reach or has in its cache."
+    with translate_load_errors(f"The {what} {source!r} cannot be loaded", advice, ModelError):
         return loader(source)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ModelError(
-            f"The {what} {source!r} cannot be loaded: {first_line} Give a local folder with config.json and weights, or a "
-            "hub name that this machine can reach or has in its cache."
-        ) from error

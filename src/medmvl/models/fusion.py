@@ -1,6 +1,8 @@
-"""Putting visual embeddings in their places: pure functions, no loop over the batch."""
+"""Merging of token embeddings and visual embeddings."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -30,9 +32,28 @@ def scatter_embeddings(inputs_embeds: Tensor, mask: Tensor, embeddings: Tensor, 
     return inputs_embeds.masked_scatter(mask.unsqueeze(-1), source)
 
 
-def without_placeholders(input_ids: Tensor, vocab_size: int) -> Tensor:
-    """Return the ids with placeholder ids beyond the vocabulary set to 0, so that they can be embedded or gathered.
+def embeddable_ids(input_ids: Tensor, rows: int, placeholders: Sequence[int | None]) -> Tensor:
+    """Return ids that can be looked up in the embedding table: placeholders without a row become 0.
 
-    The embedding table is never resized for the placeholders: their rows would be overwritten anyway.
+    The table is never resized for placeholders, because visual embeddings overwrite what stands there.
+
+    Args:
+        input_ids: (B, T) int64.
+        rows: of the embedding table.
+        placeholders: ids of the placeholder tokens.
+
+    Returns:
+        (B, T) int64.
+
+    Raises:
+        ModelError: if an id has no row and is not a placeholder.
     """
-    return torch.where(input_ids < vocab_size, input_ids, torch.zeros_like(input_ids))
+    known = [token for token in placeholders if token is not None and token >= rows]
+    without_row = input_ids >= rows
+    foreign = without_row & ~torch.isin(input_ids, torch.tensor(known, dtype=input_ids.dtype, device=input_ids.device))
+    if foreign.any():
+        raise ModelError(
+            f"The batch holds the token id {int(input_ids[foreign][0])}, and the embedding table has {rows} rows. Build the "
+            "batch with the processor that was saved with the model, or call resize_token_embeddings for new tokens."
+        )
+    return input_ids.masked_fill(without_row, 0)

@@ -1,4 +1,4 @@
-"""Cross-entropy straight from hidden states: the logits of a large vocabulary are never there all at once.
+"""Cross-entropy from hidden states, without holding all logits of a large vocabulary at once.
 
 The head and the loss run over a few rows at a time, and the gradients of each piece are taken at once, as in the Liger
 kernels (arXiv 2410.10989): the same number of FLOPs as in one piece, and memory for one piece of logits. Exact but for
@@ -14,21 +14,30 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from medmvl.errors import require
+from medmvl.models.labels import IGNORE_INDEX
 
 #: Logits held at once: 2 ** 25 fp32 values are 128 MB; at 150 000 words that is 220 rows.
 PIECE = 2**25
 
-#: Configuration keys by which some LLMs change logits after the head; with these the head is not the last word.
+#: Configuration keys by which some LLMs change logits after the head; then the head alone does not give the logits.
 _AFTER_HEAD = ("final_logit_softcapping", "logit_scale", "logits_scaling", "logits_scale", "lm_head_multiplier")
 
 
-def plain_head(language_model: PreTrainedModel) -> nn.Linear | None:
-    """Return an LLM's head if logits are just its linear layer, None if something else happens to them."""
+def linear_head(language_model: PreTrainedModel) -> nn.Linear | None:
+    """Return an LLM's head if its logits are the output of a linear layer; None if something changes them afterwards."""
     head = language_model.get_output_embeddings()
     config = language_model.config
     changed = any(getattr(config, key, None) not in (None, 1, 1.0) for key in _AFTER_HEAD)
-    changed = changed or bool(getattr(config, "output_router_logits", False))  # a second loss beside this one
-    return head if type(head) is nn.Linear and not changed else None
+    changed = changed or bool(getattr(config, "output_router_logits", False))  # adds a second loss
+    return head if type(head) is nn.Linear and not changed and find_decoder(language_model) is not None else None
+
+
+def find_decoder(language_model: PreTrainedModel) -> nn.Module | None:
+    """Return the part of an LLM before its head; None if it cannot be found (Llama 4 returns itself as its decoder)."""
+    for found in (language_model.get_decoder(), getattr(language_model, "model", None)):
+        if isinstance(found, PreTrainedModel) and found is not language_model and not hasattr(found, "lm_head"):
+            return found
+    return None
 
 
 def head_loss(
@@ -53,7 +62,7 @@ def head_loss(
         weight = head.weight.to(hidden.dtype)
         bias = head.bias.to(hidden.dtype) if head.bias is not None else None
         total = fused.LigerFusedLinearCrossEntropyFunction.apply(
-            hidden, weight, targets, bias, None, -100, 0.0, 0.0, "sum"
+            hidden, weight, targets, bias, None, IGNORE_INDEX, 0.0, 0.0, "sum"
         )
         return (total[0] if isinstance(total, tuple) else total) / divisor
     return _Pieces.apply(hidden, head.weight, head.bias, targets) / divisor
@@ -91,17 +100,17 @@ class _Pieces(torch.autograd.Function):
 
 def _loss_and_gradient(logits: Tensor, targets: Tensor, wanted: bool) -> Tensor:
     """Return the summed loss of (k, V) fp32 logits, and if `wanted` put its gradient in their place."""
-    normaliser = torch.logsumexp(logits, dim=-1)
+    normalizer = torch.logsumexp(logits, dim=-1)
     rows = torch.arange(len(targets), device=targets.device)
-    loss = (normaliser - logits[rows, targets]).sum()
+    loss = (normalizer - logits[rows, targets]).sum()
     if wanted:
-        logits.sub_(normaliser.unsqueeze(1)).exp_()
+        logits.sub_(normalizer.unsqueeze(1)).exp_()
         logits[rows, targets] -= 1.0
     return loss
 
 
 def _accumulate(gradients: list[Tensor | None], part: slice, slopes: Tensor, hidden: Tensor, weight: Tensor) -> None:
-    """Add what the gradient (k, V) of a piece's logits means for hidden states, weight and bias."""
+    """Add the gradients of hidden states, weight and bias that follow from the gradient (k, V) of a piece's logits."""
     for_hidden, for_weight, for_bias = gradients
     if for_bias is not None:
         for_bias += slopes.sum(dim=0)

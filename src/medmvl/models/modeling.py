@@ -1,4 +1,4 @@
-"""Encode, connect, scatter, continue with the LLM.
+"""The vision-language model: visual embeddings in the prompt of a causal LLM.
 
 Shapes: B rows, T tokens, H width of the LLM, V vocabulary, N images and M volumes of the whole batch in reading order.
 """
@@ -6,72 +6,81 @@ Shapes: B rows, T tokens, H width of the LLM, V vocabulary, N images and M volum
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.generation.logits_process import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
-from transformers.modeling_outputs import ModelOutput
+from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from medmvl.errors import ModelError
+from medmvl.models.assemble import (
+    ConnectorSource,
+    EncoderSource,
+    LLMSource,
+    assemble_config,
+    pretrained_encoder,
+    pretrained_llm,
+)
+from medmvl.models.base_model import StrictPreTrainedModel
+from medmvl.models.compatibility import CACHE
 from medmvl.models.configuration import MedMVLConfig
-from medmvl.models.fusion import scatter_embeddings, without_placeholders
-from medmvl.models.head_loss import head_loss, plain_head
-from medmvl.models.strict import StrictModel
-from medmvl.models.tower import Tower
+from medmvl.models.fusion import embeddable_ids, scatter_embeddings
+from medmvl.models.head_loss import find_decoder, head_loss, linear_head
+from medmvl.models.tower import MODALITIES, Tower
+from medmvl.models.visual_inputs import FEATURE_KEYS, VISUAL_INPUTS
+from medmvl.pretrained import build_from_config
 
-#: Inputs that carry pixels or features; they matter for the prompt only, not for generated tokens.
-MEDIA_INPUTS = ("pixel_values", "volume_values", "image_features", "volume_features")
+
+class ForwardOptions(TypedDict, total=False):
+    """Keyword arguments of `MedMVLForConditionalGeneration.forward` that few callers need.
+
+    Attributes:
+        image_features, volume_features: stored features (N or M, tokens, encoder width), instead of pixels.
+        shift_labels: (K,) int64, targets of the K positions that the mask `logits_to_keep` names; instead of `labels`.
+        num_items_in_batch: what the summed loss is divided by; default: the number of targets.
+        cross_entropy: with a mask and `shift_labels`: "chunked" or "liger" return a loss without logits, see
+            `medmvl.models.head_loss`.
+    """
+
+    image_features: Tensor | None
+    volume_features: Tensor | None
+    num_items_in_batch: Tensor | int | None
+    shift_labels: Tensor | None
+    cross_entropy: str | None
 
 
 @dataclass
-class MedMVLOutput(ModelOutput):
-    """What the model returns.
+class MedMVLOutput(CausalLMOutputWithPast):
+    """Output of the model: that of a causal LM.
 
     Attributes:
         loss: scalar, mean negative log-likelihood (nats) over supervised tokens, if labels were given.
         logits: (B, T, V), or fewer positions with `logits_to_keep`.
     """
 
-    loss: Tensor | None = None
-    logits: Tensor | None = None
-    past_key_values: Cache | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
-    attentions: tuple[Tensor, ...] | None = None
 
-
-class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
+class MedMVLForConditionalGeneration(StrictPreTrainedModel, GenerationMixin):
     """A medical vision-language model: towers for images and volumes in front of a causal LLM.
 
-    `language_model` is the complete causal LM, head included, so that what is particular to an LLM (tied embeddings,
-    biases of the head, logit scaling) stays its own affair.
+    `language_model` is the complete causal LM with its head, so that particulars of an LLM (tied embeddings, biases of the
+    head, logit scaling) stay inside it.
     """
 
     config_class = MedMVLConfig
-    base_model_prefix = ""
     main_input_name = "input_ids"
     input_modalities = ("image", "text")
-    supports_gradient_checkpointing = True
-    _skip_keys_device_placement = ["past_key_values"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
+    _skip_keys_device_placement = [CACHE]
     _supports_flex_attn = True
-    _supports_attention_backend = True
 
     def __init__(self, config: MedMVLConfig) -> None:
         super().__init__(config)
-        self.language_model = AutoModelForCausalLM.from_config(config.text_config)
+        self.language_model = build_from_config(AutoModelForCausalLM, config.text_config)
         width = config.text_config.hidden_size
-        #: Modality -> "pixels" or "features": what of a tower runs, on blank input, where a batch does not use it, so that
-        #: every process does the same in the same order. DDP and FSDP2 do not mind the order; DeepSpeed does.
-        self.idle_inputs: dict[str, str] = {}
         self.towers = nn.ModuleDict({name: config.tower(name).build(width) for name in config.towers})
         self.post_init()
-
-    def _init_weights(self, module: nn.Module) -> None:
-        """Leave fresh weights as the parts made them: each part owns its initialisation."""
 
     def get_input_embeddings(self) -> nn.Module:
         """Return the LLM's embedding table."""
@@ -85,13 +94,42 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
         """Return the LLM's head."""
         return self.language_model.get_output_embeddings()
 
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        """Replace the LLM's head."""
+        self.language_model.set_output_embeddings(value)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Module:
+        """Resize the LLM's embedding table and head, tied or not, and return the table.
+
+        Args:
+            new_num_tokens: rows, such as `len(tokenizer)`; default: as many as there are.
+            pad_to_multiple_of: round the rows up to a multiple.
+            mean_resizing: draw new rows from the distribution of the old ones, as transformers does.
+
+        Raises:
+            ModelError: if a token of the generation config would lose its row.
+        """
+        config = self.generation_config
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
+        highest = max((token for token in (*ends, config.pad_token_id) if token is not None), default=-1)
+        if new_num_tokens is not None and highest >= new_num_tokens:
+            raise ModelError(
+                f"The token id {highest}, which ends or pads answers, would have no row in a table of {new_num_tokens} rows. "
+                f"Keep at least {highest + 1} rows (len(tokenizer))."
+            )
+        table = self.language_model.resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        self.config.text_config.vocab_size = self.language_model.config.vocab_size = table.weight.shape[0]
+        return table
+
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """(N, C, H, W) -> embeddings (N, n, H) of the image tower."""
-        return self._tower("image")(pixel_values)
+        return self.tower("image")(pixel_values)
 
     def get_volume_features(self, volume_values: Tensor) -> Tensor:
         """(M, C, D, H, W) -> embeddings (M, m, H) of the volume tower."""
-        return self._tower("volume")(volume_values)
+        return self.tower("volume")(volume_values)
 
     def embed(
         self,
@@ -111,37 +149,37 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
                 without weights).
 
         Raises:
-            ModelError: if placeholders and media do not match, or media come for a tower that is not there.
+            ModelError: if placeholders and visual inputs do not match, or a tower is missing.
         """
-        vocab_size = self.config.text_config.vocab_size
-        inputs_embeds = self.get_input_embeddings()(without_placeholders(input_ids, vocab_size))
-        media = {"image": (pixel_values, image_features), "volume": (volume_values, volume_features)}
-        for modality, (pixels, features) in media.items():
+        placeholders = [self.config.placeholder_id(modality) for modality in MODALITIES]
+        ids = embeddable_ids(input_ids, self.config.text_config.vocab_size, placeholders)
+        inputs_embeds = self.get_input_embeddings()(ids)
+        given = {"image": (pixel_values, image_features), "volume": (volume_values, volume_features)}
+        for modality, (pixels, features) in given.items():
             mask = input_ids == self.config.placeholder_id(modality)
             if pixels is not None or features is not None:
-                embeddings = self._tower(modality)(pixels, features)
+                embeddings = self.tower(modality)(pixels, features)
                 inputs_embeds = scatter_embeddings(inputs_embeds, mask, embeddings, modality)
-            elif self.training or modality in self.idle_inputs:
-                # Every rank must touch every trainable parameter, or distributed training waits for ever.
-                inputs_embeds = inputs_embeds + self._nothing_from(modality)
+            elif (zero := self.zero_from_unused_tower(modality)) is not None:
+                inputs_embeds = inputs_embeds + zero
         return inputs_embeds
 
-    def _nothing_from(self, modality: str) -> Tensor | float:
-        """Return a zero that depends on every trainable weight of a tower that this batch does not use."""
-        if modality not in self.towers:
-            return 0.0
-        if modality in self.idle_inputs:
-            tower, spec = self._tower(modality), self.config.tower(modality)
-            kind = self.idle_inputs[modality] if self.training else "pixels"  # only training knows stored features
-            encoder = spec.encoder_spec
-            size = (
-                (encoder.channels, *spec.input_size) if kind == "pixels" else (tower.stored_tokens, encoder.hidden_size)
-            )
-            return tower(**{kind: torch.zeros(1, *size, device=self.device)}).sum() * 0.0
+    def zero_from_unused_tower(self, modality: str) -> Tensor | None:
+        """Return a zero scalar that depends on every trainable weight of a tower without inputs in this batch.
+
+        In distributed training every process must use every trainable parameter. None outside of training.
+        """
+        if not self.training or modality not in self.towers:
+            return None
         weights = [p for p in self.towers[modality].parameters() if p.requires_grad]
         return sum((p.flatten()[:1].sum() * 0.0 for p in weights), start=torch.zeros((), device=self.device))
 
-    def _tower(self, modality: str) -> Tower:
+    def tower(self, modality: str) -> Tower:
+        """Return the tower of a modality.
+
+        Raises:
+            ModelError: if the model has none.
+        """
         if modality not in self.towers:
             raise ModelError(
                 f"The batch holds {modality}s, but this model has no {modality} tower (it has: "
@@ -161,11 +199,8 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         past_key_values: Cache | None = None,
-        image_features: Tensor | None = None,
-        volume_features: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
-        cross_entropy: str | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[ForwardOptions],
     ) -> MedMVLOutput:
         """Return logits, and the loss if labels are given.
 
@@ -175,35 +210,39 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
         Args:
             input_ids: (B, T) int64.
             attention_mask: (B, T), 0 where padded.
-            pixel_values: (N, C, H, W) float, normalised as the processor does.
+            pixel_values: (N, C, H, W) float, normalized as the processor does.
             volume_values: (M, C, D, H, W) float.
-            labels: (B, T) int64, -100 where there is no loss; position t is predicted from the ones before it.
+            labels: (B, T) int64, `IGNORE_INDEX` where there is no loss; position t is predicted from the ones before it.
+            position_ids: (B, T) int64; default: counted from the mask by the LLM.
+            inputs_embeds: (B, T, H), instead of `input_ids`.
+            past_key_values: the LLM's cache; also taken as `cache`, its name since transformers 5.24.
             logits_to_keep: 0 all positions, n > 0 the last n, or positions / a (B, T) mask (with `shift_labels`).
-            cross_entropy: with a mask and `shift_labels`: "chunked" or "liger" return a loss without logits, see
-                `medmvl.models.head_loss`.
+            kwargs: see `ForwardOptions`; the rest goes to the LLM.
 
         Raises:
-            ModelError: if placeholders and media do not match.
+            ModelError: if placeholders and visual inputs do not match.
         """
+        options: dict[str, Any] = dict(kwargs)
+        features = {key: options.pop(key, None) for key in FEATURE_KEYS.values()}
+        loss_options = {key: options.pop(key) for key in ("shift_labels", "num_items_in_batch") if key in options}
+        cross_entropy = options.pop("cross_entropy", None)
+        cache = {CACHE: options.pop("cache", None) or past_key_values}
         if inputs_embeds is None:
             if input_ids is None:
                 raise ModelError("The model needs input_ids or inputs_embeds.")
-            inputs_embeds = self.embed(input_ids, pixel_values, volume_values, image_features, volume_features)
-        loss_arguments = {key: kwargs.pop(key) for key in ("shift_labels", "num_items_in_batch") if key in kwargs}
+            inputs_embeds = self.embed(input_ids, pixel_values, volume_values, **features)
         inputs = {"inputs_embeds": inputs_embeds, "attention_mask": attention_mask, "position_ids": position_ids}
         if cross_entropy is not None:
-            return self._loss_alone(cross_entropy, logits_to_keep, inputs | kwargs, **loss_arguments)
-        outputs = self.language_model(
-            **inputs, past_key_values=past_key_values, logits_to_keep=logits_to_keep, **kwargs
-        )
+            return self._loss_alone(cross_entropy, logits_to_keep, inputs | options, **loss_options)
+        outputs = self.language_model(**inputs, **cache, logits_to_keep=logits_to_keep, **options)
         loss = None
-        if labels is not None or loss_arguments.get("shift_labels") is not None:
+        if labels is not None or loss_options.get("shift_labels") is not None:
             vocab_size = self.config.text_config.vocab_size
-            loss = self.loss_function(logits=outputs.logits, labels=labels, vocab_size=vocab_size, **loss_arguments)
+            loss = self.loss_function(logits=outputs.logits, labels=labels, vocab_size=vocab_size, **loss_options)
         return MedMVLOutput(
             loss=loss,
             logits=outputs.logits,
-            past_key_values=outputs.past_key_values,
+            **{CACHE: getattr(outputs, CACHE)},
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
         )
@@ -217,31 +256,33 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
         num_items_in_batch: Tensor | int | None = None,
     ) -> MedMVLOutput:
         """Return the loss over the positions of the mask `kept` without ever holding their logits together."""
-        head = plain_head(self.language_model)
+        head = linear_head(self.language_model)
         if head is None or shift_labels is None or not isinstance(kept, Tensor):
             raise ModelError(
                 f"cross_entropy={kernel!r} needs logits_to_keep as a mask, shift_labels, and an LLM whose logits are "
                 "its head's output as it is."
             )
-        hidden = self.language_model.get_decoder()(**inputs).last_hidden_state
+        decoder = find_decoder(self.language_model)
+        assert decoder is not None  # else there is no linear head
+        hidden = decoder(**inputs).last_hidden_state
         return MedMVLOutput(loss=head_loss(hidden[kept], head, shift_labels, num_items_in_batch, kernel))
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **kwargs: Any) -> Any:
         """Generate as every transformers model does; returns prompt and new tokens, (B, T + new).
 
-        Media are encoded once, before the search, so that beams share them and rows with several images keep their
-        own when rows are repeated. Rules about repetition (penalty, n-grams) look at the answer alone, not at the prompt:
-        a model must be free to say the words of the question, and the answer must not depend on its neighbours.
+        Visual inputs are encoded once, before the search, so that beams share them. Rules about repetition (penalty, n-grams)
+        apply to the answer alone and not to the prompt: a model must be free to use the words of the question, and an answer
+        must not depend on the padding that its neighbors cause.
         """
         input_ids = kwargs.pop("input_ids", inputs)
-        media = {key: kwargs.pop(key, None) for key in MEDIA_INPUTS}
-        if input_ids is None or kwargs.get("past_key_values") is not None:
-            return super().generate(input_ids, **kwargs, **{k: v for k, v in media.items() if v is not None})
+        visual = {key: kwargs.pop(key, None) for key in VISUAL_INPUTS}
+        if input_ids is None or any(kwargs.get(name) is not None for name in ("past_key_values", "cache")):
+            return super().generate(input_ids, **kwargs, **{k: v for k, v in visual.items() if v is not None})
         if kwargs.get("attention_mask") is None:
-            kwargs["attention_mask"] = torch.ones_like(input_ids)
-        self._penalise_the_answer_alone(kwargs)
-        result = super().generate(inputs_embeds=self.embed(input_ids, **media), **kwargs)
+            kwargs["attention_mask"] = self._infer_attention_mask(input_ids, kwargs)
+        self._penalize_the_answer_alone(kwargs)
+        result = super().generate(inputs_embeds=self.embed(input_ids, **visual), **kwargs)
         new = result if isinstance(result, Tensor) else result.sequences
         prompt = input_ids.repeat_interleave(new.shape[0] // input_ids.shape[0], dim=0)
         sequences = torch.cat([prompt, new], dim=1)
@@ -250,7 +291,14 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
         result.sequences = sequences
         return result
 
-    def _penalise_the_answer_alone(self, arguments: dict[str, Any]) -> None:
+    def _infer_attention_mask(self, input_ids: Tensor, arguments: dict[str, Any]) -> Tensor:
+        """Return (B, T), 0 where the pad token stands, by transformers' rule: only if it does not end answers as well."""
+        settings = arguments.get("generation_config") or self.generation_config
+        pad, end = (arguments.get(name, getattr(settings, name)) for name in ("pad_token_id", "eos_token_id"))
+        ends = end if isinstance(end, list) else [end]
+        return torch.ones_like(input_ids) if pad is None or pad in ends else input_ids.ne(pad).long()
+
+    def _penalize_the_answer_alone(self, arguments: dict[str, Any]) -> None:
         """Replace `repetition_penalty` by the same rule of our own.
 
         Without prompt ids, transformers 5.23 still skips as many tokens as the prompt has padding: new ones.
@@ -263,11 +311,21 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
             arguments["repetition_penalty"] = 1.0
 
     @classmethod
-    def from_parts(cls, llm: Any, **parts: Any) -> MedMVLForConditionalGeneration:
+    def from_parts(
+        cls,
+        llm: LLMSource,
+        image: tuple[EncoderSource, ConnectorSource] | None = None,
+        volume: tuple[EncoderSource, ConnectorSource] | None = None,
+        *,
+        image_size: tuple[int, int] | None = None,
+        volume_size: tuple[int, int, int] | None = None,
+        image_token_id: int | None = None,
+        volume_token_id: int | None = None,
+    ) -> MedMVLForConditionalGeneration:
         """Assemble a new model.
 
         Args:
-            llm: a folder or hub name (weights are loaded), settings with `model_type` or a config (fresh weights),
+            llm: a folder or hub name (weights are loaded), settings with `model_type` or a config (random weights),
                 or a causal LM.
             image, volume: (encoder, connector) or None. An encoder is settings with a `name`, optionally `init_from`
                 a folder or hub name; a connector is a projector's name or {"pooling": ..., "projector": ...}.
@@ -277,9 +335,17 @@ class MedMVLForConditionalGeneration(StrictModel, GenerationMixin):
         Raises:
             ModelError: if a source cannot be loaded or parts do not fit together.
         """
-        from medmvl.models.assemble import from_parts
-
-        return from_parts(llm, **parts)
+        given = {"image": image, "volume": volume}
+        towers = {modality: source for modality, source in given.items() if source}
+        sizes: dict[str, tuple[int, ...] | None] = {"image": image_size, "volume": volume_size}
+        model = cls(assemble_config(llm, towers, sizes, image_token_id, volume_token_id))
+        if (language_model := pretrained_llm(llm)) is not None:
+            model.language_model = language_model
+        model.config.text_config = model.language_model.config
+        for modality, (encoder, _) in towers.items():
+            if (module := pretrained_encoder(encoder)) is not None:
+                model.towers[modality].encoder = module
+        return model
 
     def parts(self) -> dict[str, nn.Module]:
         """Return the parts by name: `llm`, `image_encoder`, `image_connector`, `volume_encoder`, ..."""

@@ -1,8 +1,9 @@
-"""Frozen linear layers in few bits, so that LoRA fits where the model's weights would not (QLoRA, arXiv 2305.14314).
+"""Quantized frozen linear layers for LoRA (QLoRA, arXiv 2305.14314).
 
-The layers of a model in memory are exchanged one by one, and back. That keeps PEFT's ordinary adapters (DoRA as well) on top,
-names of trained weights as they are without quantisation, and merging exact: into the weights as the quantiser left them,
-which is the model that was trained.
+The layers of a model in memory are replaced one by one, and restored at the end. PEFT's ordinary adapters (also DoRA) work on
+top, trained weights keep the names they have without quantization, and adapters are merged into the weights as the quantizer
+rounded them, so the finished model is the one that was trained. `BitsAndBytesConfig` works while a model is loaded; here parts of
+a model in memory are quantized, and restored at the end of the stage.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from transformers import PreTrainedModel
 
 from medmvl.errors import require
 
-#: nf4: 4-bit NormalFloat with double quantisation (bitsandbytes); int8: one scale per output row (torchao).
+#: nf4: 4-bit NormalFloat with double quantization (bitsandbytes); int8: one scale per output row (torchao).
 Quantizer = Literal["nf4", "int8"]
 
 _EXTRA = "quantize"
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen linear layer that keeps its weight in few bits. To whoever asks it is an `nn.Linear`.
+    """A frozen linear layer with a quantized weight; a subclass of `nn.Linear`, so that PEFT accepts it.
 
     Args:
-        inner: the quantiser's layer, which carries weight and bias.
+        inner: the quantizer's layer with weight and bias.
         compute: (inner, x) -> (..., out).
-        restore: (inner) -> its weight (out, in) in full, of the dtype it had.
+        restore: (inner) -> its dequantized weight (out, in), in its original dtype.
     """
 
     def __init__(self, inner: Any, compute: Callable[[Any, Tensor], Tensor], restore: Callable[[Any], Tensor]) -> None:
@@ -39,20 +40,20 @@ class QuantizedLinear(nn.Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The weight (out, in), restored anew each time."""
+        """The weight (out, in), dequantized at each access."""
         return self._restore(self.inner)
 
     @property
     def bias(self) -> Tensor | None:  # type: ignore[override]
-        """The bias (out,), which is never quantised."""
+        """The bias (out,), which is never quantized."""
         return self.inner.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out)."""
+        """Return (..., out) for (..., in)."""
         return self._compute(self.inner, x)
 
     def plain(self) -> nn.Linear:
-        """Return an ordinary layer with the restored weight."""
+        """Return an ordinary layer with the dequantized weight."""
         weight = self.weight.detach()
         layer = nn.Linear(self.in_features, self.out_features, bias=self.bias is not None, device="meta")
         layer.weight = nn.Parameter(weight, requires_grad=False)
@@ -61,10 +62,10 @@ class QuantizedLinear(nn.Linear):
 
 
 def quantize_linears(part: nn.Module, quantizer: Quantizer) -> int:
-    """Exchange the linear layers of a part for quantised ones, in place; an LLM's head stays. Returns their number.
+    """Replace the linear layers of a part (except an LLM's head) by quantized ones, in place; return their number.
 
     Raises:
-        MissingExtraError: without the quantiser's package.
+        MissingExtraError: without the quantizer's package.
     """
     exchange = {"nf4": _nf4, "int8": _int8}[quantizer]
     head = part.get_output_embeddings() if isinstance(part, PreTrainedModel) else None
@@ -72,7 +73,7 @@ def quantize_linears(part: nn.Module, quantizer: Quantizer) -> int:
 
 
 def restore_linears(part: nn.Module) -> int:
-    """Exchange quantised layers for ordinary ones with the restored weights, in place; returns their number."""
+    """Replace quantized layers by ordinary ones with dequantized weights, in place; return their number."""
     return _exchange(part, lambda layer: isinstance(layer, QuantizedLinear), lambda layer: layer.plain())
 
 
@@ -92,12 +93,12 @@ def _nf4(layer: nn.Linear) -> QuantizedLinear:
         layer.weight.detach().clone(), requires_grad=False, quant_type="nf4", compress_statistics=True, module=inner
     )
     inner.bias = layer.bias
-    # Moving the layer, also to where it is, is what quantises it.
+    # bitsandbytes quantizes when the layer is moved, also to the device where it already is.
     return QuantizedLinear(inner.to(layer.weight.device), _compute_nf4, _restore_nf4)
 
 
 def _compute_nf4(inner: Any, x: Tensor) -> Tensor:
-    # Not the layer's own forward: on CPUs with AVX-512 it repacks the weight for good when it first sees no gradient.
+    # Not the layer's own forward: on CPUs with AVX-512 it repacks the weight irreversibly on its first call without gradient.
     bnb = require("bitsandbytes", _EXTRA)
     bias = None if inner.bias is None else inner.bias.to(x.dtype)
     return bnb.matmul_4bit(x, inner.weight, bias=bias, quant_state=inner.weight.quant_state)

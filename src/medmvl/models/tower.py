@@ -1,4 +1,4 @@
-"""A tower is an encoder and its connector: pixels of one modality become embeddings of the LLM's width."""
+"""Towers: an encoder and its connector, which turn pixels of one modality into embeddings of the LLM's width."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from medmvl.models.connectors import Connector, ConnectorSpec
 from medmvl.models.encoders import EncoderModule, EncoderSpec, encoder_spec
-from medmvl.models.visual_tokens import Grid
+from medmvl.models.grid import Grid
 
 MODALITIES = ("image", "volume")
 
 
 class TowerSpec(BaseModel):
-    """The facts of a tower.
+    """Settings of a tower.
 
     Attributes:
         encoder: settings of the encoder, with its `name`.
@@ -61,6 +61,18 @@ class TowerSpec(BaseModel):
         return self.model_dump(mode="json", exclude_none=True)
 
 
+def count_visual_tokens(tower: TowerSpec, size: tuple[int, ...] | None = None) -> int:
+    """Return how many LLM positions one input takes.
+
+    The processor expands each placeholder to this number; the model compares it with the embeddings that arrive.
+
+    Args:
+        tower: of the input's modality.
+        size: (H, W) or (D, H, W); default: the tower's own.
+    """
+    return tower.output_grid(size).tokens
+
+
 class Tower(nn.Module):
     """(N, C, [D,] H, W) -> (N, tokens, LLM width).
 
@@ -75,7 +87,10 @@ class Tower(nn.Module):
         self._tokens, self._pooled_tokens = tokens
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Run the encoder; without autograd, dropout and new running statistics if none of its weights trains."""
+        """Run the encoder: (N, C, [D,] H, W) -> (N, tokens, encoder width).
+
+        If none of its weights trains, it runs without autograd and dropout and keeps its running statistics.
+        """
         trains = any(parameter.requires_grad for parameter in self.encoder.parameters())
         if not trains:
             self.encoder.eval()
@@ -85,25 +100,26 @@ class Tower(nn.Module):
 
     @property
     def pools_without_weights(self) -> bool:
-        """Whether the pooling makes fewer tokens and has nothing to learn: its result can be stored for the encoder's."""
+        """Whether the pooling makes fewer tokens and has no weights, so that its output can be stored for the encoder's."""
         return self._pooled_tokens < self._tokens and not self.connector.pooling.state_dict()
 
     @property
     def stored_tokens(self) -> int:
-        """Tokens of an input of the tower's own size in `encode_pooled`."""
+        """Number of tokens that `encode_pooled` returns for an input of the tower's own size."""
         return self._pooled_tokens if self.pools_without_weights else self._tokens
 
     def encode_pooled(self, pixels: Tensor) -> Tensor:
-        """Run the encoder and, if it has no weights, the pooling."""
+        """Run the encoder and, if it has no weights, the pooling: (N, C, [D,] H, W) -> (N, stored tokens, encoder width)."""
         features = self.encode(pixels)
         return self.connector.pooling(self._for_connector(features)) if self.pools_without_weights else features
 
     def forward(self, pixels: Tensor | None = None, features: Tensor | None = None) -> Tensor:
-        """Encode and connect.
+        """Encode and connect; returns (N, tokens, LLM width).
 
         Args:
-            features: (N, tokens, encoder width), replace the encoder's run; with the pooled number of tokens that of a
-                pooling without weights as well (`encode_pooled`).
+            pixels: (N, C, [D,] H, W).
+            features: stored features (N, tokens, encoder width), which replace the encoder's run. If they have the pooled
+                number of tokens, they replace that of a pooling without weights as well (`encode_pooled`).
         """
         if features is None:
             assert pixels is not None

@@ -1,10 +1,10 @@
-"""Weights onto the disk, one shard in memory at a time: what is written may be larger than the memory."""
+"""Writing of safetensors files with one shard in memory at a time, for models larger than the memory."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,18 +16,18 @@ from medmvl.files import write_json
 from medmvl.models.configuration import MedMVLConfig
 from medmvl.models.modeling import MedMVLForConditionalGeneration
 
-#: Of a written file, at 4 bytes a value; as much is in memory at once beside the mapped source.
+#: Largest size of a written file, at 4 bytes a value. One such file is in memory, in addition to the mapped source.
 SHARD_BYTES = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A tensor to be written and where it comes from.
+    """A tensor to be written and its source.
 
     Attributes:
         source: its name in the source, for messages.
         shape: known without reading.
-        load: reads it.
+        load: function that reads it.
     """
 
     source: str
@@ -35,14 +35,29 @@ class Entry:
     load: Callable[[], Tensor]
 
 
-def expected_tensors(config: MedMVLConfig) -> dict[str, tuple[int, ...]]:
-    """Return names and shapes of the tensors that a checkpoint of this config holds; tied ones stand once."""
+def expected_tensors(config: MedMVLConfig, stored: Container[str] = ()) -> dict[str, tuple[int, ...]]:
+    """Return names and shapes of the tensors that a checkpoint holds; tied ones appear once.
+
+    Args:
+        config: if it says that the head is tied and a head is stored, it is corrected: weights decide, not the config.
+        stored: names of the stored tensors.
+    """
     with torch.device("meta"):
         model = MedMVLForConditionalGeneration(config)
     state = model.state_dict()
     if config.text_config.tie_word_embeddings:
-        state.pop(_head_name(model))
+        head = _head_name(model)
+        if head in stored:
+            config.tie_word_embeddings = config.text_config.tie_word_embeddings = False
+        else:
+            state.pop(head)
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+
+def head_name(config: MedMVLConfig) -> str:
+    """Return the name under which a checkpoint holds the weight of the LLM's head, if it has its own."""
+    with torch.device("meta"):
+        return _head_name(MedMVLForConditionalGeneration(config))
 
 
 def _head_name(model: MedMVLForConditionalGeneration) -> str:
@@ -51,7 +66,7 @@ def _head_name(model: MedMVLForConditionalGeneration) -> str:
 
 
 def write_weights(entries: Mapping[str, Entry], folder: Path, shard_bytes: int = SHARD_BYTES) -> int:
-    """Write the tensors as safetensors, one shard in memory at a time; returns their bytes."""
+    """Write the tensors as safetensors, one shard in memory at a time, and return their size in bytes."""
     shards = _plan_shards(entries, shard_bytes)
     total, where = 0, {}
     for number, names in enumerate(shards, start=1):
@@ -68,7 +83,7 @@ def write_weights(entries: Mapping[str, Entry], folder: Path, shard_bytes: int =
 
 
 def _return_freed_memory() -> None:
-    """Let glibc give back what was freed: what lies between blocks of other sizes it would keep, up to half a model."""
+    """Return freed memory to the system; glibc would keep fragments, up to half a model."""
     if sys.platform == "linux":
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other C libraries have none
         if trim is not None:
@@ -76,7 +91,7 @@ def _return_freed_memory() -> None:
 
 
 def _plan_shards(entries: Mapping[str, Entry], shard_bytes: int) -> list[list[str]]:
-    """Group names so that no group exceeds `shard_bytes`, counting 4 bytes a value: an upper bound of what is stored."""
+    """Group names so that no group exceeds `shard_bytes`, counting 4 bytes a value, an upper bound of the stored size."""
     shards: list[list[str]] = [[]]
     size = 0
     for name, entry in sorted(entries.items()):

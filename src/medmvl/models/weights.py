@@ -1,8 +1,9 @@
-"""Weights of a folder, one tensor at a time: nothing is loaded that is not asked for, and no pickle is run."""
+"""Reading of a folder's weights, one tensor at a time and without running a pickle."""
 
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from medmvl.errors import CheckpointError
-from medmvl.files import PathLike
+from medmvl.errors import CheckpointError, shown
+from medmvl.files import BAD_JSON, PathLike
+from medmvl.pretrained import check_folder
 
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
@@ -34,6 +36,7 @@ class Weights:
 
     def __init__(self, folder: PathLike) -> None:
         self.folder = Path(folder)
+        check_folder(folder)
         self._where: dict[str, Path] = {}
         self._open: dict[Path, Any] = {}
         for file, names in self._shards():
@@ -70,12 +73,12 @@ class Weights:
         source = self._open[file]
         if isinstance(source, dict):
             return source[name]
-        # A mapping of its own for each tensor: what was read is let go with it, not kept till the last one.
+        # A separate mapping for each tensor, so that its memory is freed with it.
         with safe_open(file, framework="pt") as handle:
             return handle.get_tensor(name)
 
     def _shards(self) -> list[tuple[Path, set[str] | None]]:
-        """Return the weight files and, where an index says so, the tensors each must hold."""
+        """Return the weight files and, if there is an index, the tensors that each must hold."""
         for single, index in ((SAFETENSORS, SAFETENSORS_INDEX), (BIN, BIN_INDEX)):
             if (self.folder / index).is_file():
                 return self._indexed(self.folder / index)
@@ -89,15 +92,17 @@ class Weights:
     def _indexed(self, index: Path) -> list[tuple[Path, set[str] | None]]:
         try:
             where: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            if not all(isinstance(file, str) for file in where.values()):
+                raise TypeError
+        except (*BAD_JSON, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(
                 f"{index} is not a shard index (JSON with `weight_map`). Copy the file again."
             ) from error
         shards: dict[Path, set[str] | None] = {}
         for file in sorted(set(where.values())):
-            if Path(file).name != file:
+            if Path(file).name != file or len(os.fsencode(file)) > 255:
                 raise CheckpointError(
-                    f"{index} names the shard {file!r}, which is not a plain file name. It is refused."
+                    f"{index} names the shard {shown(file)}, which is not a plain file name. It is refused."
                 )
             path = index.with_name(file)
             if not path.is_file():
@@ -110,7 +115,7 @@ class Weights:
         found = list(source) if isinstance(source, dict) else list(source.keys())
         if names is not None and (missing := names - set(found)):
             raise CheckpointError(
-                f"{file} lacks {len(missing)} tensor(s) that the index promises, such as {min(missing)}. Copy it again."
+                f"{file} lacks {len(missing)} tensor(s) that the index promises, such as {shown(min(missing))}. Copy it again."
             )
         self._open[file] = source
         for name in found:

@@ -1,16 +1,17 @@
-"""Prepare every volume of a data file once: in parallel, resumable, with an account of what failed.
+"""Prepare every volume of a data file once: in parallel, resumable, with a report of failures.
 
-The same function prepares a volume in one process, in many, and in a Ray cluster. Rows come back in the order of the
-data file whoever makes them, so a cache that was interrupted and resumed is the cache of an uninterrupted run.
+The same function prepares a volume in one process, in many, and in a Ray cluster. Rows are written in the order of the
+data file in all cases, so a cache that was interrupted and resumed is the cache of an uninterrupted run.
 """
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
@@ -20,12 +21,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from medmvl.data.dataset import SampleDataset
+from medmvl.data.dataset import SampleDataset, resolve_below
+from medmvl.data.read_options import DEFAULT_READING, ReadOptions
+from medmvl.data.roots import MediaRoots, Root
 from medmvl.errors import DataError, MedMVLError, require
-from medmvl.files import PathLike, resolve_under, write_jsonl
+from medmvl.files import PathLike, write_jsonl
 from medmvl.imaging import Geometry, read_volume
-from medmvl.imaging.cache import CacheWriter, Fingerprint, key_of, reading_digest
+from medmvl.imaging.cache import CacheWriter, Fingerprint, accepted_digests, key_of, reading_digest
 from medmvl.imaging.metadata import RescaleTable
+from medmvl.remote import RemotePath, local_copy, unchecked_join
 
 Engine = Literal["processes", "ray"]
 FAILURES = "failures.jsonl"
@@ -35,16 +39,17 @@ _UID = re.compile(r"(\.\.\.)?\d*(\.\d+){3,}(#\w*)?")
 
 @dataclass(frozen=True)
 class Source:
-    """A volume to prepare: its key, its path, and the first record (from 0) that names it."""
+    """A volume to prepare: key, path, the first record (from 0) that names it, and its reading options."""
 
     key: str
     path: str
     record: int
+    reading: ReadOptions = DEFAULT_READING
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a source: an array with its source's fingerprint, or the reason why not."""
+    """Outcome for one source: its array and fingerprint, or the reason why it could not be prepared."""
 
     source: Source
     array: np.ndarray | None = None
@@ -54,7 +59,7 @@ class Outcome:
 
 @dataclass
 class CacheReport:
-    """The account of a run.
+    """Summary of a run.
 
     Attributes:
         prepared: volumes written now.
@@ -72,11 +77,10 @@ def build_cache(
     geometry: Geometry,
     out: PathLike,
     *,
-    volume_root: PathLike | None = None,
+    roots: MediaRoots | None = None,
     workers: int = 1,
     engine: Engine = "processes",
     metadata: PathLike | None = None,
-    options: dict[str, Any] | None = None,
     shard_size: int | None = None,
     on_volume: Callable[[int], None] = lambda total: None,
 ) -> CacheReport:
@@ -84,24 +88,24 @@ def build_cache(
 
     Args:
         geometry: the model's.
-        volume_root: folder of the volumes; the data file's own by default.
+        roots: folder of the volumes and reading options; default as for `SampleDataset`.
         workers: processes; 1 works in this one. With Ray: tasks at a time.
         metadata: CT-RATE's metadata csv, where the NIfTI files are not in Hounsfield units.
-        options: further arguments of `read_volume`, for all volumes (units, series, gaps, ...).
         on_volume: called after each volume with the number of all volumes.
 
     Returns:
-        the account; failures are also in `failures.jsonl` of the folder, by record number, without paths.
+        the summary; failures are also in `failures.jsonl` of the folder, by record number, without paths.
 
     Raises:
         GeometryError: if `out` holds a cache of another geometry.
         DataError: if the data file cannot be read, or a worker dies.
     """
     report = CacheReport()
-    sources = list(_sources(data, volume_root, report))
+    dataset = SampleDataset(data, roots)
     table = RescaleTable(metadata) if metadata else None
-    prepare = Preparer(geometry, table, dict(options or {}))
+    prepare = Preparer(geometry, table)
     writer = CacheWriter(out, geometry, shard_size)
+    sources = list(volume_sources(dataset, writer.salt, report))
     todo = [source for source in sources if not _is_there(source, writer, prepare)]
     report.kept = len(sources) - len(todo)
     for _ in range(report.kept):
@@ -128,65 +132,76 @@ class Preparer:
 
     geometry: Geometry
     table: RescaleTable | None
-    options: dict[str, Any]
 
     def __call__(self, source: Source) -> Outcome:
         """Return the outcome; a fault of the data is an outcome too, a bug of ours is raised."""
         path = Path(source.path)
         try:
-            options = self.reading(path)
+            if isinstance(source.path, RemotePath):
+                path = local_copy(source.path)
+            options = self.reading(source)
             fingerprint = Fingerprint.of(path, reading_digest(options))
             tensor = self.geometry(read_volume(path, **options))
         except (MedMVLError, OSError) as error:
-            return Outcome(source, reason=_without_paths(str(error), path))
+            return Outcome(source, reason=_without_paths(str(error), path, source.path))
         return Outcome(source, tensor.numpy(), fingerprint)
 
-    def reading(self, path: Path) -> dict[str, Any]:
-        """Return the options that a volume is read with: those of its metadata, then the ones for all.
+    def reading(self, source: Source) -> dict[str, Any]:
+        """Return the options that a volume is read with: those of its metadata, then those of its record.
 
         Raises:
             ImagingError: if the metadata lack the volume.
         """
-        return {**(self.table.options(path) if self.table else {}), **self.options}
+        return {**(self.table.options(Path(source.path)) if self.table else {}), **source.reading.for_volume()}
 
 
-def _sources(data: PathLike, volume_root: PathLike | None, report: CacheReport) -> Iterator[Source]:
+def volume_sources(dataset: SampleDataset, salt: str, report: CacheReport) -> Iterator[Source]:
     """Each volume once, in the order of the file; unreadable records and missing files go into the report."""
-    dataset = SampleDataset(data, volume_root=volume_root)
-    seen: set[str] = set()
+    seen: dict[str, ReadOptions] = {}
     for number in range(len(dataset)):
         try:
-            paths = dataset.sample(number).volumes
+            sample = dataset.sample(number)
         except DataError as error:
             # The cause says what is wrong; the error around it also names file and id.
             reason = _without_paths(str(error.__cause__ or error), dataset.path)
             report.failures.append((number, reason.replace(dataset.path.name, "<data>")))
             continue
-        for path in paths:
-            key = key_of(dataset.volume_root / path, dataset.volume_root)
+        for path in sample.volumes:
+            key = _key(dataset.volume_root, path, salt)
             if key in seen:
+                if seen[key] != sample.reading:
+                    report.failures.append((number, "an earlier record reads the same volume with other options."))
                 continue
-            seen.add(key)
+            seen[key] = sample.reading
             try:
-                full = resolve_under(dataset.volume_root, path, "volume")
+                full = resolve_below(dataset.volume_root, path, "volume")
             except DataError as error:
                 report.failures.append((number, _without_paths(str(error), dataset.volume_root, Path(path))))
                 continue
-            yield Source(key, str(full), number)
+            yield Source(key, full, number, sample.reading)
+
+
+def _key(root: Root, path: str, salt: str) -> str:
+    """Return the key of a record's volume; of a path that leaves a URL, which `resolve_below` refuses, a key of its own."""
+    if isinstance(root, RemotePath):
+        return key_of(unchecked_join(root, path), root, salt)
+    return key_of(root / path, root, salt)
 
 
 def _is_there(source: Source, writer: CacheWriter, prepare: Preparer) -> bool:
-    """Say whether the cache holds this very source, read as it would be read now."""
-    known, path = writer.known.get(source.key), Path(source.path)
-    if known is None:
-        return False
+    """Whether the cache holds this source, unchanged and read with the same options."""
+    known = writer.known.get(source.key)
+    return known is not None and is_unchanged(source, known, prepare)
+
+
+def is_unchanged(source: Source, known: Fingerprint, prepare: Preparer) -> bool:
+    """Whether a source is as it was when it was prepared, and is read with the same options."""
     try:
-        options = prepare.reading(path)
+        options = prepare.reading(source)
+        path = local_copy(source.path) if isinstance(source.path, RemotePath) else Path(source.path)
     except MedMVLError:
         return False
-    # What was readable without a rule for gaps has none, and is the same under every rule.
-    without = {name: value for name, value in options.items() if name != "gaps"}
-    return known.reading in (reading_digest(options), reading_digest(without)) and known.still_fits(path)
+    return known.reading in accepted_digests(options) and known.still_fits(path)
 
 
 def _with_processes(prepare: Preparer, sources: Iterable[Source], workers: int) -> Iterator[Outcome]:
@@ -195,7 +210,7 @@ def _with_processes(prepare: Preparer, sources: Iterable[Source], workers: int) 
         yield from map(prepare, sources)
         return
     context = multiprocessing.get_context("spawn")  # forking a process that has run torch can hang
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread) as pool:
         waiting: deque[Future[Outcome]] = deque()
         try:
             for source in sources:
@@ -228,8 +243,8 @@ def _with_ray(prepare: Preparer, sources: Iterable[Source], workers: int) -> Ite
     ray.data.DataContext.get_current().enable_progress_bars = False
 
     def one(row: dict[str, Any]) -> dict[str, Any]:
-        _one_thread()
-        outcome = prepare(Source(row["key"], row["path"], int(row["record"])))
+        one_thread()
+        outcome = prepare(source_of(row))
         if outcome.array is None or outcome.fingerprint is None:
             return {
                 "key": row["key"],
@@ -243,7 +258,7 @@ def _with_ray(prepare: Preparer, sources: Iterable[Source], workers: int) -> Ite
         return {"key": row["key"], "array": outcome.array.tobytes(), "reason": "", **asdict(outcome.fingerprint)}
 
     shape = (prepare.geometry.channels, *prepare.geometry.size)
-    rows = ray.data.from_items([asdict(source) for source in by_key.values()]).map(one)
+    rows = ray.data.from_items([row_of(source) for source in by_key.values()]).map(one)
     for row in rows.iter_rows():
         source = by_key[row["key"]]
         if row["reason"]:
@@ -253,14 +268,29 @@ def _with_ray(prepare: Preparer, sources: Iterable[Source], workers: int) -> Ite
         yield Outcome(source, array, Fingerprint(int(row["size"]), int(row["modified"]), row["sha256"], row["reading"]))
 
 
-def _one_thread() -> None:
+def row_of(source: Source) -> dict[str, Any]:
+    """Return a source as a row of plain values for Ray."""
+    reading = json.dumps(source.reading.given())
+    remote = isinstance(source.path, RemotePath)
+    return {"key": source.key, "path": str(source.path), "record": source.record, "reading": reading, "remote": remote}
+
+
+def source_of(row: Mapping[str, Any]) -> Source:
+    """Return the source of a row made by `row_of`."""
+    path = RemotePath(row["path"]) if row["remote"] else row["path"]
+    return Source(row["key"], path, int(row["record"]), ReadOptions.parse(json.loads(row["reading"])))
+
+
+def one_thread() -> None:
+    """Compute with one thread in this process; parallel work is by processes."""
     torch.set_num_threads(1)
 
 
-def _without_paths(message: str, *paths: Path) -> str:
+def _without_paths(message: str, *paths: PathLike) -> str:
     """Take paths and UIDs out of a message: folder and file names may name a patient, and a UID is one's own."""
     for path in paths:
-        inside = (str(file) for file in path.rglob("*")) if path.is_dir() and str(path) in message else ()
+        folder = Path(path) if str(path) in message and not isinstance(path, RemotePath) else None
+        inside = (str(file) for file in folder.rglob("*")) if folder is not None and folder.is_dir() else ()
         for name in sorted(inside, key=len, reverse=True):  # names with spaces are not found by the pattern below
             message = message.replace(name, "<source>")
         message = re.sub(re.escape(str(path)) + r"[^\s:,;'\"]*", "<source>", message)

@@ -1,7 +1,7 @@
-"""Conversations become token ids and labels: the only author of labels in the project.
+"""Conversations to token ids and labels.
 
 1. The template renders the messages to text and marks, by its generation blocks, the characters to learn.
-2. The text is cut at the placeholders and behind a leading bos token; each piece of text is tokenised on its own, each
+2. The text is cut at the placeholders and behind a leading bos token; each piece of text is tokenized on its own, each
    placeholder becomes one token per visual embedding.
 3. A token is supervised if it holds a marked character. Placeholders never are.
 """
@@ -11,15 +11,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
 
+from jinja2 import Environment
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from medmvl.data.sample import Message
 from medmvl.errors import RecipeError
+from medmvl.models.labels import IGNORE_INDEX
+from medmvl.processing.time_limit import MemoryLimitError, TimeLimitError, time_limit
 
-#: Label of a position without loss (the convention of torch's cross-entropy and of transformers).
-IGNORE = -100
+#: Time a chat template may take; a rendering takes about a millisecond.
+TEMPLATE_SECONDS = 20.0
 
 #: Sentencepiece's sign for the beginning of a word.
 WORD_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -40,7 +45,7 @@ class Rendered:
 
 @dataclass(frozen=True, slots=True)
 class Placeholder:
-    """What stands for one image or volume: a token id, repeated once per visual embedding."""
+    """Placeholder of one image or volume: a token id, repeated once per visual embedding."""
 
     token_id: int
     tokens: int
@@ -60,12 +65,39 @@ def render(
     chat = [{"role": message.role, "content": message.text} for message in messages]
     specials = {"bos_token": "", "eos_token": "", "pad_token": "", "unk_token": "", **tokenizer.special_tokens_map}
     try:
-        texts, spans = render_jinja_template(
-            [chat], chat_template=template, return_assistant_tokens_mask=True, add_generation_prompt=ask, **specials
-        )
+        _refuse_large_steps(template)
+        with time_limit(TEMPLATE_SECONDS):
+            texts, spans = render_jinja_template(
+                [chat], chat_template=template, return_assistant_tokens_mask=True, add_generation_prompt=ask, **specials
+            )
+    except RecipeError:
+        raise
+    except TimeLimitError as error:
+        raise RecipeError(
+            f"The chat template did not end within {TEMPLATE_SECONDS} seconds. Use another one (--template)."
+        ) from error
+    except (MemoryLimitError, MemoryError) as error:
+        raise RecipeError("The chat template takes too much memory. Use another one (--template).") from error
     except Exception as error:  # a template is a user's program: whatever it raises is a mistake in it
-        raise RecipeError(f"The chat template cannot render this conversation: {error}") from error
+        raise RecipeError(f"The chat template cannot render this conversation: {str(error)[:300]}") from error
     return Rendered(texts[0], tuple((int(start), int(end)) for start, end in spans[0]))
+
+
+@lru_cache(maxsize=64)
+def _refuse_large_steps(template: str) -> None:
+    """Raise if a template raises numbers to powers or holds huge numbers.
+
+    A power can take hours, and a text repeated 10^10 times all memory, in one step that no limit interrupts.
+    """
+    before = ""
+    for line, kind, value in Environment().lex(template):
+        if value == "**" and kind == "operator" and before not in ("(", ","):  # after these it unpacks arguments
+            raise RecipeError(f"The chat template computes a power (line {line}), which is not allowed.")
+        if kind in ("integer", "float") and len(value) > 6:
+            raise RecipeError(
+                f"The chat template holds the number {value[:40]} (line {line}); it may have at most 6 digits."
+            )
+        before = before if kind == "whitespace" else value
 
 
 def tokenize(
@@ -79,7 +111,7 @@ def tokenize(
 
     Args:
         placeholders: placeholder text -> what it expands to.
-        slow_spaces: tokenise a piece that begins with a space as the slow sentencepiece tokenizers did, see `_encode`.
+        slow_spaces: tokenize a piece that begins with a space as the slow sentencepiece tokenizers did, see `_encode`.
     """
     ids: list[int] = []
     labels: list[int] = []
@@ -88,12 +120,15 @@ def tokenize(
         if piece in placeholders:
             placeholder = placeholders[piece]
             ids += [placeholder.token_id] * placeholder.tokens
-            labels += [IGNORE] * placeholder.tokens
+            labels += [IGNORE_INDEX] * placeholder.tokens
         elif piece:
-            piece_ids, offsets = _encode(piece, tokenizer, slow_spaces)
+            starts = [start - position for start, _ in rendered.spans]
+            piece_ids, offsets = _encode_apart(piece, starts, tokenizer, slow_spaces)
             ids += piece_ids
             inside = _overlaps(rendered.spans, [(position + start, position + end) for start, end in offsets])
-            labels += [token if supervised else IGNORE for token, supervised in zip(piece_ids, inside, strict=True)]
+            labels += [
+                token if supervised else IGNORE_INDEX for token, supervised in zip(piece_ids, inside, strict=True)
+            ]
         position += len(piece)
     return ids, labels
 
@@ -110,10 +145,34 @@ def _pieces(text: str, bos: str, placeholders: Mapping[str, Placeholder]) -> lis
     return pieces + (re.split(f"({pattern})", text) if pattern else [text])
 
 
+def _encode_apart(
+    text: str, starts: Sequence[int], tokenizer: PreTrainedTokenizerBase, slow_spaces: bool
+) -> tuple[list[int], list[tuple[int, int]]]:
+    """Tokenize a piece so that no token holds both the end of a question and the beginning of an answer.
+
+    Where an answer begins with white space, a token may reach across (two newlines are one token of Qwen's), and the prompt
+    would not be the one that is asked. The piece is split there and only there.
+
+    Args:
+        text: the piece.
+        starts: characters of `text` where an answer begins; those outside of it do not matter.
+    """
+    ids, offsets = _encode(text, tokenizer, slow_spaces)
+    cuts = [cut for cut in starts if any(start < cut < end for start, end in offsets)]
+    if not cuts:
+        return ids, offsets
+    ids, offsets = [], []
+    for begin, end in pairwise([0, *cuts, len(text)]):
+        part_ids, part_offsets = _encode(text[begin:end], tokenizer, slow_spaces)
+        ids += part_ids
+        offsets += [(begin + first, begin + last) for first, last in part_offsets]
+    return ids, offsets
+
+
 def _encode(
     text: str, tokenizer: PreTrainedTokenizerBase, slow_spaces: bool
 ) -> tuple[list[int], list[tuple[int, int]]]:
-    """Tokenise without special tokens being added; offsets are [start, end) characters of `text`.
+    """Tokenize without special tokens being added; offsets are [start, end) characters of `text`.
 
     The slow sentencepiece tokenizers put a word mark in front of every piece; the fast ones do not where the piece
     already begins with a space. Written out, the mark stays with both.

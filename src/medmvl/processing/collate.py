@@ -1,4 +1,4 @@
-"""Encoded samples become a batch: pads and stacks, decides nothing."""
+"""Padding and stacking of encoded samples to a batch."""
 
 from __future__ import annotations
 
@@ -8,13 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from medmvl.processing.chat import IGNORE
-
-#: Modality -> the key of its pixels in an encoded sample and in a batch.
-PIXELS = {"image": "pixel_values", "volume": "volume_values"}
-
-#: One value per media key and batch: the images or volumes of all rows, in reading order.
-_STACKED = ("pixel_values", "volume_values", "image_features", "volume_features")
+from medmvl.models.labels import IGNORE_INDEX
+from medmvl.models.visual_inputs import VISUAL_INPUTS
 
 
 def collate(
@@ -23,15 +18,15 @@ def collate(
     padding_side: Literal["left", "right"] = "right",
     length: int | None = None,
 ) -> dict[str, Tensor]:
-    """Pad text to the longest row and concatenate media.
+    """Pad text to the longest row and concatenate visual inputs.
 
     Args:
-        samples: from `MedMVLProcessor.encode`: `input_ids` (T,), maybe `labels` (T,), maybe media (n, ...).
+        samples: from `MedMVLProcessor.encode`: `input_ids` (T,), maybe `labels` (T,), maybe visual inputs (n, ...).
         padding_side: "right" for training, "left" for generation.
-        length: pad to so many tokens instead.
+        length: pad to this many tokens instead.
 
     Returns:
-        input_ids (B, T), attention_mask (B, T), labels (B, T) if all samples have them, and the media (N, ...).
+        input_ids (B, T), attention_mask (B, T), labels (B, T) if all samples have them, and the visual inputs (N, ...).
     """
     length = length or max(len(sample["input_ids"]) for sample in samples)
 
@@ -45,9 +40,9 @@ def collate(
         "attention_mask": torch.stack([pad(torch.ones_like(sample["input_ids"]), 0) for sample in samples]),
     }
     if all("labels" in sample for sample in samples):
-        batch["labels"] = torch.stack([pad(sample["labels"], IGNORE) for sample in samples])
-    for key in _STACKED:
-        media = [sample[key] for sample in samples if key in sample]
-        if media:
-            batch[key] = torch.cat(media)
+        batch["labels"] = torch.stack([pad(sample["labels"], IGNORE_INDEX) for sample in samples])
+    for key in VISUAL_INPUTS:
+        tensors = [sample[key] for sample in samples if key in sample]
+        if tensors:
+            batch[key] = torch.cat(tensors)
     return batch

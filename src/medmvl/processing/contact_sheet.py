@@ -1,4 +1,4 @@
-"""A contact sheet of a data file: what its images and volumes look like, and what the model will see of them."""
+"""Contact sheet of a data file: its images and volumes as stored and as the model sees them."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ import PIL.Image
 from jinja2 import Environment, PackageLoader
 
 from medmvl.data.dataset import SampleDataset
+from medmvl.data.read_options import reading_of
+from medmvl.data.roots import MediaRoots
 from medmvl.data.sample import Sample
 from medmvl.errors import DataError
 from medmvl.files import PathLike, write_text
 from medmvl.imaging import Geometry, Volume, Window, read_image, read_volume
-from medmvl.imaging.geometry import Prepared
-from medmvl.imaging.planes import Plane, PlanePicture, display_windows, draw_plane, histogram
+from medmvl.imaging.preprocessing.geometry import Prepared
+from medmvl.imaging.preprocessing.rendering import Plane, PlanePicture, display_windows, draw_plane, histogram
 
-#: places of the drawn slices along the stack
-_PLACES = {"axial": (0.15, 0.32, 0.5, 0.68, 0.85), "coronal": (0.35, 0.5, 0.65), "sagittal": (0.3, 0.5, 0.7)}
+#: positions of the drawn slices, as fractions of the stack
+_POSITIONS = {"axial": (0.15, 0.32, 0.5, 0.68, 0.85), "coronal": (0.35, 0.5, 0.65), "sagittal": (0.3, 0.5, 0.7)}
 _SEEN_SLICES = 8
 _HISTOGRAM = (360, 90)
 
@@ -53,18 +55,16 @@ def write_contact_sheet(
     data: PathLike,
     out: PathLike,
     *,
-    image_root: PathLike | None = None,
-    volume_root: PathLike | None = None,
+    roots: MediaRoots | None = None,
     geometry: Geometry | None = None,
     records: int = 12,
-    options: dict[str, Any] | None = None,
     on_record: Callable[[int], None] = lambda total: None,
 ) -> int:
     """Write a self-contained HTML page about the first `records` records of `data`.
 
     Args:
+        roots: folders of the images and volumes; the data file's own by default.
         geometry: also show what it makes of each volume.
-        options: further arguments of `read_volume` (units, series, gaps, ...).
         on_record: called after each record with the number of records shown.
 
     Returns:
@@ -73,11 +73,11 @@ def write_contact_sheet(
     Raises:
         DataError: if the data file cannot be read at all.
     """
-    dataset = SampleDataset(data, image_root=image_root, volume_root=volume_root)
+    dataset = SampleDataset(data, roots)
     count = min(records, len(dataset))
     entries = []
     for index in range(count):
-        entries.append(_entry(dataset, index, geometry, options or {}))
+        entries.append(_entry(dataset, index, geometry))
         on_record(count)
     faults = sum(bool(card.fault) for entry in entries for card in entry.cards)
     environment = Environment(loader=PackageLoader("medmvl.processing", "pages"), autoescape=True)
@@ -88,13 +88,13 @@ def write_contact_sheet(
     return faults
 
 
-def _entry(dataset: SampleDataset, index: int, geometry: Geometry | None, options: dict[str, Any]) -> Entry:
+def _entry(dataset: SampleDataset, index: int, geometry: Geometry | None) -> Entry:
     try:
         sample = dataset[index]
     except DataError as error:
         return Entry(f"record {index}", [], [Card("record", fault=str(error))])
     cards = [_guarded(path, "image", _image_card) for path in sample.images]
-    cards += [_guarded(path, "volume", lambda p: _volume_card(p, geometry, options)) for path in sample.volumes]
+    cards += [_guarded(path, "volume", lambda p: _volume_card(p, geometry)) for path in sample.volumes]
     return Entry(sample.id, _turns(sample), cards)
 
 
@@ -111,7 +111,7 @@ def _guarded(path: str, kind: str, draw: Callable[[str], Card]) -> Card:
 
 
 def _image_card(path: str) -> Card:
-    image = read_image(path)
+    image = read_image(path, **reading_of(path).for_image())
     picture = image.to_pil()
     picture.thumbnail((384, 384))
     card = Card(f"image {Path(path).name}", history=list(image.history))
@@ -124,8 +124,8 @@ def _image_card(path: str) -> Card:
     return card
 
 
-def _volume_card(path: str, geometry: Geometry | None, options: dict[str, Any]) -> Card:
-    volume = read_volume(path, **options)
+def _volume_card(path: str, geometry: Geometry | None) -> Card:
+    volume = read_volume(path, **reading_of(path).for_volume())
     card = Card(f"volume {Path(path).name}", history=list(volume.history), warnings=list(volume.warnings))
     spacing = "unknown" if volume.spacing is None else " x ".join(f"{mm:.3g}" for mm in volume.spacing) + " mm"
     card.facts = [
@@ -137,11 +137,11 @@ def _volume_card(path: str, geometry: Geometry | None, options: dict[str, Any]) 
     windows = display_windows(volume)
     for name, window in windows.items():
         low, high = window.bounds
-        pictures = [draw_plane(volume, "axial", place, window) for place in _PLACES["axial"]]
+        pictures = [draw_plane(volume, "axial", at, window) for at in _POSITIONS["axial"]]
         label = f"{name} window [{low:g}, {high:g}] {volume.units}"
         card.rows.append((f"axial, {label}", [_figure(picture) for picture in pictures]))
     others: tuple[Plane, Plane] = ("coronal", "sagittal")
-    pictures = [draw_plane(volume, plane, place, window, longest=200) for plane in others for place in _PLACES[plane]]
+    pictures = [draw_plane(volume, plane, at, window, longest=200) for plane in others for at in _POSITIONS[plane]]
     card.rows.append((f"coronal and sagittal, {label}", [_figure(picture) for picture in pictures]))
     card.histogram = _histogram_svg(volume)
     if geometry is not None:
@@ -170,8 +170,8 @@ def _seen(prepared: Prepared, channel: int, geometry: Geometry) -> list[dict[str
     )
     low, high = geometry.value_range or (float(values.min()), float(values.max()))
     window = Window((low + high) / 2, max(high - low, 1e-6))
-    places = (np.arange(_SEEN_SLICES) + 0.5) / _SEEN_SLICES
-    return [_figure(draw_plane(volume, "axial", float(place), window, longest=150)) for place in places]
+    positions = (np.arange(_SEEN_SLICES) + 0.5) / _SEEN_SLICES
+    return [_figure(draw_plane(volume, "axial", float(at), window, longest=150)) for at in positions]
 
 
 def _figure(picture: PlanePicture) -> dict[str, Any]:

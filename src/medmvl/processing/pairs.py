@@ -1,4 +1,4 @@
-"""Samples as pairs of a medium and its text, for contrastive training and retrieval."""
+"""Samples as pairs of an image or volume and its text, for contrastive training and retrieval."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_PLACEHOLDER, Sample
 from medmvl.errors import CheckpointError, DataError
 from medmvl.files import PathLike, read_json, write_json
-from medmvl.processing.collate import PIXELS, collate
+from medmvl.models.visual_inputs import PIXEL_KEYS
+from medmvl.pretrained import open_pretrained, translate_load_errors
+from medmvl.processing.collate import collate
 from medmvl.processing.image2d import ImageProcessor
 from medmvl.processing.volume3d import VolumeProcessor
 
@@ -29,8 +31,8 @@ class PairProcessor:
 
     Args:
         tokenizer: of the text encoder.
-        modality: which media are paired.
-        media: prepares them.
+        modality: whether images or volumes are paired.
+        visual: prepares them.
         max_length: tokens of a text at most; a longer one is cut at its end.
         padded: pad every text to `max_length`, without a mask, as SigLIP's text encoder wants it.
     """
@@ -39,24 +41,24 @@ class PairProcessor:
         self,
         tokenizer: PreTrainedTokenizerBase,
         modality: Modality,
-        media: ImageProcessor | VolumeProcessor,
+        visual: ImageProcessor | VolumeProcessor,
         max_length: int,
         padded: bool = False,
     ) -> None:
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        self.tokenizer, self.modality, self.media = tokenizer, modality, media
+        self.tokenizer, self.modality, self.visual = tokenizer, modality, visual
         self.max_length, self.padded = max_length, padded
 
     @property
     def image_processor(self) -> ImageProcessor | None:
-        """What prepares images, if these are what is paired."""
-        return self.media if isinstance(self.media, ImageProcessor) else None
+        """The image processor if images are paired, else None."""
+        return self.visual if isinstance(self.visual, ImageProcessor) else None
 
     @property
     def volume_processor(self) -> VolumeProcessor | None:
-        """What prepares volumes, if these are what is paired."""
-        return self.media if isinstance(self.media, VolumeProcessor) else None
+        """The volume processor if volumes are paired, else None."""
+        return self.visual if isinstance(self.visual, VolumeProcessor) else None
 
     def tokenize(self, sample: Sample) -> tuple[list[int], bool]:
         """Return the token ids of a sample's text, and whether it had to be cut.
@@ -74,45 +76,45 @@ class PairProcessor:
 
         Returns:
             pixel_values (1, C, H, W) or volume_values (1, C, D, H, W) float32 as of `MedMVLProcessor.encode`, input_ids (T,)
-            int64, and `media_key` and `text_key`, (1,) int64, equal where the medium or the (cut) text of two pairs is.
+            int64, and `visual_key` and `text_key`, (1,) int64, equal where the image (volume) or the truncated text of two pairs is.
 
         Raises:
             DataError: naming the sample, if it is not a pair.
         """
-        path, (ids, _) = medium_of(sample, self.modality), self.tokenize(sample)
+        path, (ids, _) = visual_input_of(sample, self.modality), self.tokenize(sample)
         return {
             "input_ids": torch.tensor(ids),
-            PIXELS[self.modality]: self.media(path)[None],
-            "media_key": torch.tensor([_key(path)]),
+            PIXEL_KEYS[self.modality]: self.visual(path)[None],
+            "visual_key": torch.tensor([_key(path)]),
             "text_key": torch.tensor([_key(repr(ids))]),
         }
 
     def collate(self, pairs: Sequence[dict[str, Tensor]]) -> dict[str, Any]:
-        """Return a batch: pixels (N, ...), input_ids and attention_mask (N, T), media_key and text_key (N,)."""
+        """Return a batch: pixels (N, ...), input_ids and attention_mask (N, T), visual_key and text_key (N,)."""
         batch: dict[str, Any] = dict(collate(pairs, self.tokenizer.pad_token_id))
-        batch["pixels"] = batch.pop(PIXELS[self.modality])
+        batch["pixels"] = batch.pop(PIXEL_KEYS[self.modality])
         if self.padded:
             missing = self.max_length - batch["input_ids"].shape[1]
             batch["input_ids"] = torch.nn.functional.pad(
                 batch["input_ids"], (0, missing), value=self.tokenizer.pad_token_id
             )
             batch["attention_mask"] = None
-        for key in ("media_key", "text_key"):
+        for key in ("visual_key", "text_key"):
             batch[key] = torch.cat([pair[key] for pair in pairs])
         return batch
 
     def blank_like(self, pixels: Tensor) -> Tensor:
-        """Return what stands for a medium without a picture: a black image, a volume of air; (C, [D,] H, W)."""
-        if isinstance(self.media, ImageProcessor):
-            return self.media(PILImage.new("RGB", (pixels.shape[-1], pixels.shape[-2])))
-        return self.media.normalisation(torch.zeros_like(pixels))
+        """Return a black image or a volume of air, (C, [D,] H, W), for the blank control."""
+        if isinstance(self.visual, ImageProcessor):
+            return self.visual(PILImage.new("RGB", (pixels.shape[-1], pixels.shape[-2])))
+        return self.visual.normalization(torch.zeros_like(pixels))
 
     def save_pretrained(self, folder: PathLike) -> None:
         """Write the tokenizer's files and `pair_processor.json`."""
-        settings = self.media.settings if isinstance(self.media, ImageProcessor) else self.media.to_dict()
+        settings = self.visual.settings if isinstance(self.visual, ImageProcessor) else self.visual.to_dict()
         self.tokenizer.save_pretrained(str(folder))
         facts = {"modality": self.modality, "max_length": self.max_length, "padded": self.padded}
-        write_json(Path(folder) / FILE, {**facts, "media": settings})
+        write_json(Path(folder) / FILE, {**facts, "visual": settings})
 
     @classmethod
     def from_pretrained(cls, folder: PathLike) -> PairProcessor:
@@ -124,23 +126,19 @@ class PairProcessor:
         path = Path(folder)
         if not (path / FILE).is_file():
             raise CheckpointError(f"{path} is not the folder of a dual encoder: it has no {FILE}.")
-        try:
+        with translate_load_errors(f"The processor in {path} cannot be loaded", "Copy the folder again."):
             settings = read_json(path / FILE)
             image = settings["modality"] == "image"
-            media = ImageProcessor(settings["media"]) if image else VolumeProcessor.from_dict(settings["media"])
-            tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=True)
-            return cls(tokenizer, settings["modality"], media, settings["max_length"], settings["padded"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"The processor in {path} cannot be loaded: {error}. Copy the folder again."
-            ) from error
+            visual = ImageProcessor(settings["visual"]) if image else VolumeProcessor.from_dict(settings["visual"])
+            tokenizer = open_pretrained(AutoTokenizer, str(path), local_files_only=True)
+            return cls(tokenizer, settings["modality"], visual, settings["max_length"], settings["padded"])
 
 
-def medium_of(sample: Sample, modality: Modality) -> str:
+def visual_input_of(sample: Sample, modality: Modality) -> str:
     """Return the path of the one image or volume of a sample.
 
     Raises:
-        DataError: naming the sample, if it has none, several, or other media besides.
+        DataError: naming the sample, if it has none, several, or one of each kind.
     """
     found = {"image": sample.images, "volume": sample.volumes}
     if len(found[modality]) == 1 and sum(map(len, found.values())) == 1:

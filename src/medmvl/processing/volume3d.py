@@ -1,8 +1,9 @@
-"""Volumes to tensors: the geometry prepares, the encoder's normalisation follows."""
+"""Volumes to tensors, by the geometry and then the encoder's normalization."""
 
 from __future__ import annotations
 
 import logging
+import os
 from typing import Any
 
 import numpy as np
@@ -10,21 +11,25 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
+from medmvl.data.read_options import reading_of
+from medmvl.errors import DataError
 from medmvl.files import PathLike
 from medmvl.imaging import Geometry, Prepared, Volume, read_volume
-from medmvl.imaging.cache import CacheReader
+from medmvl.imaging.cache import PreparedVolumes
+from medmvl.imaging.volume_shards import open_prepared
+from medmvl.remote import RemotePath, local_copy
 
 logger = logging.getLogger(__name__)
 
 #: A volume as users hand it over: a path, a volume of ours, an array in Hounsfield units, or prepared by the geometry
 #: (as a bare tensor on the caller's word).
-VolumeLike = str | Volume | np.ndarray | Prepared | Tensor
+VolumeLike = str | os.PathLike[str] | Volume | np.ndarray | Prepared | Tensor
 
 
-class Normalisation(BaseModel):
+class Normalization(BaseModel):
     """x -> (x * scale - mean) / std, per voxel; with a mean and std per channel, a one-channel volume is repeated to them.
 
-    The geometries of the MedM-VL reference give grey levels 0..255; its SigLIP path then maps them to [-1, 1].
+    The geometries of the MedM-VL reference give gray levels 0..255; its SigLIP path then maps them to [-1, 1].
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,22 +51,22 @@ def _per_channel(value: float | tuple[float, ...]) -> float | Tensor:
     return torch.tensor(value).view(-1, 1, 1, 1) if isinstance(value, tuple) else value
 
 
-#: Grey levels 0..255 to [-1, 1], as SigLIP wants them.
-GREY_TO_UNIT = Normalisation(scale=1 / 255, mean=0.5, std=0.5)
+#: Gray levels 0..255 to [-1, 1], as SigLIP wants them.
+GRAY_TO_UNIT = Normalization(scale=1 / 255, mean=0.5, std=0.5)
 
 
 class VolumeProcessor:
-    """Geometry, then normalisation.
+    """Geometry, then normalization.
 
     Args:
-        geometry: how a volume is prepared; see `medmvl.imaging.geometry`.
-        normalisation: the encoder's own.
+        geometry: how a volume is prepared; see `medmvl.imaging.preprocessing.geometry`.
+        normalization: the encoder's own.
     """
 
-    def __init__(self, geometry: Geometry, normalisation: Normalisation = GREY_TO_UNIT) -> None:
+    def __init__(self, geometry: Geometry, normalization: Normalization = GRAY_TO_UNIT) -> None:
         self.geometry = geometry
-        self.normalisation = normalisation
-        self._caches: list[CacheReader] = []
+        self.normalization = normalization
+        self._caches: list[PreparedVolumes] = []
         self._missed = False
 
     def use_cache(self, folder: PathLike, root: PathLike | None = None) -> None:
@@ -70,29 +75,35 @@ class VolumeProcessor:
         May be called for several caches, or for several roots.
 
         Args:
+            folder: the cache, or shards in a folder or an object store.
             root: the volume root under which the cache was made.
 
         Raises:
             GeometryError: with both hashes, if the cache was made with another geometry.
         """
-        self._caches.append(CacheReader(folder, self.geometry, root))
+        self._caches.append(open_prepared(folder, self.geometry, root))
+
+    def read_ahead(self, path: str) -> None:
+        """Fetch what `prepare` will read of a volume into the local cache, if it is in an object store."""
+        if not any(cache.read_ahead(path) for cache in self._caches) and isinstance(path, RemotePath):
+            local_copy(RemotePath(path))
 
     @classmethod
     def from_dict(cls, settings: dict[str, Any]) -> VolumeProcessor:
         """Return the processor that `to_dict` described."""
-        normalisation = Normalisation.model_validate(settings.get("normalisation", {}))
-        return cls(Geometry.from_dict(settings["geometry"]), normalisation)
+        normalization = Normalization.model_validate(settings.get("normalization", {}))
+        return cls(Geometry.from_dict(settings["geometry"]), normalization)
 
     def to_dict(self) -> dict[str, Any]:
         """Return JSON-ready settings."""
-        return {"geometry": self.geometry.to_dict(), "normalisation": self.normalisation.model_dump()}
+        return {"geometry": self.geometry.to_dict(), "normalization": self.normalization.model_dump()}
 
     def value_range(self) -> tuple[Tensor, Tensor] | None:
-        """Return the least and the greatest possible value after the normalisation, each (C, 1, 1, 1); None if open."""
+        """Return the least and the greatest possible value after the normalization, each (C, 1, 1, 1); None if open."""
         if self.geometry.value_range is None:
             return None
         low, high = (
-            self.normalisation(torch.full((self.geometry.channels, 1, 1, 1), float(value)))
+            self.normalization(torch.full((self.geometry.channels, 1, 1, 1), float(value)))
             for value in self.geometry.value_range
         )
         return low, high
@@ -100,10 +111,13 @@ class VolumeProcessor:
     def __call__(self, volume: VolumeLike) -> Tensor:
         """Return (C, D, H, W) float32; a tensor counts as already prepared by this geometry."""
         prepared = volume if isinstance(volume, Tensor) else self.prepare(volume)
-        return self.normalisation(prepared)
+        wanted = (self.geometry.channels, *self.geometry.size)
+        if tuple(prepared.shape) != wanted:
+            raise DataError(f"A prepared volume has the shape {wanted} here, not {tuple(prepared.shape)}.")
+        return self.normalization(prepared)
 
-    def prepare(self, volume: str | Volume | np.ndarray | Prepared) -> Tensor:
-        """Return the geometry's tensor (C, D, H, W) before the normalisation, from the cache where it is there.
+    def prepare(self, volume: str | os.PathLike[str] | Volume | np.ndarray | Prepared) -> Tensor:
+        """Return the geometry's tensor (C, D, H, W) before the normalization, from the cache where it is there.
 
         Raises:
             GeometryError: with both hashes, for a volume that another geometry prepared.
@@ -113,13 +127,20 @@ class VolumeProcessor:
             return volume.tensor
         if isinstance(volume, np.ndarray):
             volume = Volume.from_array(volume, units="HU")
-        if not isinstance(volume, str):
+        if isinstance(volume, Volume):
             return self.geometry(volume)
+        if isinstance(volume, os.PathLike):
+            volume = os.fspath(volume)
+        if not isinstance(volume, str):
+            raise DataError(
+                f"A volume is a path, a medmvl Volume, an array (D, H, W) in HU or a prepared tensor, not a {type(volume).__name__}."
+            )
+        options = reading_of(volume).for_volume()
         for cache in self._caches:
-            cached = cache.tensor(volume)
+            cached = cache.tensor(volume, options)
             if cached is not None:
                 return cached
         if self._caches and not self._missed:
             logger.warning("A volume is in no cache; such volumes are read from their files.")
             self._missed = True
-        return self.geometry(read_volume(volume))
+        return self.geometry(read_volume(volume, **options))

@@ -1,1 +1,1 @@
-"""A model behind a page: what a reader in a hospital looks at and asks."""
+"""Serving of a model: the demo page."""

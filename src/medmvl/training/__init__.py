@@ -1,1 +1,1 @@
-"""Recipes become trained models: stages as data, run by a thin `transformers.Trainer`."""
+"""Training: recipes, objectives, and the loop that runs their stages."""

@@ -1,4 +1,4 @@
-"""Augmentation in training: what a record's images and volumes become in this pass over the data."""
+"""Augmentation of a record's images and volumes in training, different in each epoch."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from dataclasses import dataclass
 from torch import Tensor, stack
 
 from medmvl.data.sample import Sample
-from medmvl.imaging.augment import Augmentation, Range
+from medmvl.imaging.preprocessing.augment import Augmentation, Range
+from medmvl.models.visual_inputs import PIXEL_KEYS
 from medmvl.processing import MedMVLProcessor
-from medmvl.processing.collate import PIXELS
 
 
 @dataclass(frozen=True)
 class Augmenter:
-    """Changes encoded samples after reading, cache and normalisation, all of which are the same in every epoch.
+    """Augmentation of encoded samples, applied after reading, caches and normalization.
 
     Attributes:
-        settings: modality -> what is changed.
-        ranges: modality -> least and greatest value after the normalisation; None: those of each tensor.
-        mirror_axes: modality -> the axis between the patient's sides.
+        settings: modality -> its augmentation.
+        ranges: modality -> least and greatest value after the normalization; None: use each tensor's own.
+        mirror_axes: modality -> the left-right axis of the patient.
         seed: of the stage.
     """
 
@@ -45,14 +45,14 @@ class Augmenter:
         """Return `encoded` with its pixels changed; the tensors given stay as they are.
 
         Args:
-            encoded: of `MedMVLProcessor.encode`.
-            sample: the record, whose id decides what is done and whose texts whether it may be mirrored.
-            epoch: passes over the record's data set before this one.
+            encoded: from `MedMVLProcessor.encode`.
+            sample: the record; its id seeds the changes, and its texts decide whether it may be mirrored.
+            epoch: of the record's data set, from 0.
         """
         changed = dict(encoded)
         texts = [*(message.text for message in sample.messages), *([sample.answer] if sample.answer else [])]
         for modality, augment in self.settings.items():
-            key = PIXELS[modality]
+            key = PIXEL_KEYS[modality]
             if key not in encoded:
                 continue
             items = [

@@ -1,4 +1,4 @@
-"""From a recipe's model section to a model and its processor: the only place where its names become objects."""
+"""Construction of the model and the processor that a recipe's `model` section describes."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from medmvl.errors import ModelError, RecipeError
 from medmvl.imaging import Geometry, geometry
 from medmvl.models import MedMVLConfig, MedMVLForConditionalGeneration
 from medmvl.models.assemble import llm_config, tower_spec
+from medmvl.models.base_model import check_kind
 from medmvl.models.contrastive import DualEncoderConfig
-from medmvl.models.encoders.own import DUAL_ENCODER, own_kind
-from medmvl.models.strict import check_kind
-from medmvl.processing import ImageProcessor, MedMVLProcessor, Normalisation, VolumeProcessor
+from medmvl.models.encoders.medmvl_checkpoint import DUAL_ENCODER, medmvl_checkpoint_kind
+from medmvl.pretrained import open_pretrained, translate_load_errors
+from medmvl.processing import ImageProcessor, MedMVLProcessor, Normalization, VolumeProcessor
 from medmvl.processing.pairs import PairProcessor
-from medmvl.processing.volume3d import GREY_TO_UNIT
+from medmvl.processing.volume3d import GRAY_TO_UNIT
 from medmvl.training.recipe import LLMSection, ModelSection, Recipe, TokenizerSection, TowerSection
 
-#: Special tokens of a trained tokenizer; those of ChatML, so that the chatml template speaks it natively.
+#: Special tokens of a trained tokenizer: those of ChatML, so that the template chatml is its own.
 END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 
 #: The geometry of a volume tower that names none: the published MedM-VL chain.
 DEFAULT_GEOMETRY = "medm-vl-ct"
 
-#: A tokenizer is trained on at most so many records of each data set.
+#: Maximum number of records per data set on which a tokenizer is trained.
 TOKENIZER_RECORDS = 20_000
 
 
@@ -46,19 +47,16 @@ def build(recipe: Recipe) -> tuple[MedMVLForConditionalGeneration, MedMVLProcess
         return model, processor.with_template(section.template) if section.template else processor
     tokenizer = build_tokenizer(recipe)
     towers = {name: tower for name in ("image", "volume") if (tower := getattr(section, name)) is not None}
-    model = MedMVLForConditionalGeneration.from_parts(
-        llm_source(section, tokenizer),
-        **{name: (tower.encoder, tower.connector) for name, tower in towers.items()},
-        **{f"{name}_size": tower.size for name, tower in towers.items()},
-    )
+    sources: dict[str, Any] = {name: (tower.encoder, tower.connector) for name, tower in towers.items()}
+    sizes: dict[str, Any] = {f"{name}_size": tower.size for name, tower in towers.items()}
+    model = MedMVLForConditionalGeneration.from_parts(llm_source(section, tokenizer), **sources, **sizes)
     processor = build_processor(recipe, model.config, tokenizer)
-    model.generation_config.eos_token_id = tokenizer.eos_token_id
-    model.generation_config.pad_token_id = tokenizer.pad_token_id
+    processor.configure_generation(model.generation_config)
     return model, processor
 
 
 def build_config(recipe: Recipe) -> tuple[MedMVLConfig, MedMVLProcessor]:
-    """Return config and processor of the model that a recipe describes, without a weight being made or read."""
+    """Return config and processor of the model that a recipe describes; no weight is made or read."""
     section = recipe.model
     if section.from_ is not None:
         check_kind(Path(section.from_), MedMVLConfig.model_type)
@@ -99,7 +97,7 @@ def build_processor(recipe: Recipe, config: MedMVLConfig, tokenizer: PreTrainedT
 
 
 def image_processor(tower: TowerSection, config: MedMVLConfig | DualEncoderConfig) -> ImageProcessor:
-    """Return the encoder's own image processor, or a plain one for an encoder that starts fresh."""
+    """Return the encoder's own image processor, or a default one for an encoder with random weights."""
     height, width = config.tower("image").input_size
     inner = tower.encoder.get("encoder") or {}  # of a wrapper such as `tiled`, which sees more pixels than its encoder
     folder = tower.encoder.get("init_from") or inner.get("init_from")
@@ -115,7 +113,7 @@ def image_processor(tower: TowerSection, config: MedMVLConfig | DualEncoderConfi
 
 
 def volume_processor(tower: TowerSection, config: MedMVLConfig | DualEncoderConfig) -> VolumeProcessor:
-    """Return the volume processor: the tower's geometry at its size, then grey levels to [-1, 1].
+    """Return the volume processor: the tower's geometry at its size, then gray levels to [-1, 1].
 
     An encoder of a MedM-VL checkpoint brings the processor it was trained with, unless the tower names a geometry.
     """
@@ -131,33 +129,33 @@ def volume_processor(tower: TowerSection, config: MedMVLConfig | DualEncoderConf
             f"model.volume: the geometry {chosen.name!r} gives {chosen.channels} channels, the encoder takes {channels}."
         )
     if own is not None and own.geometry.value_range == chosen.value_range:
-        return VolumeProcessor(chosen, own.normalisation)
-    return VolumeProcessor(chosen, normalisation(chosen, tower.encoder))
+        return VolumeProcessor(chosen, own.normalization)
+    return VolumeProcessor(chosen, normalization(chosen, tower.encoder))
 
 
 def own_processor(folder: str | None) -> MedMVLProcessor | PairProcessor | None:
     """Return the processor of the MedM-VL checkpoint that an encoder is taken from; None if it comes from elsewhere."""
-    kind = own_kind(folder) if folder is not None else None
+    kind = medmvl_checkpoint_kind(folder) if folder is not None else None
     if folder is None or kind is None:
         return None
     return PairProcessor.from_pretrained(folder) if kind == DUAL_ENCODER else MedMVLProcessor.from_pretrained(folder)
 
 
-def normalisation(chosen: Geometry, encoder: dict[str, Any]) -> Normalisation:
-    """Return what follows the geometry: grey levels 0..255 become what the encoder was trained on, else [-1, 1].
+def normalization(chosen: Geometry, encoder: dict[str, Any]) -> Normalization:
+    """Return the normalization after the geometry: gray levels 0..255 become the encoder's range, by default [-1, 1].
 
-    A geometry with other values (0..1, or normalised by itself) was made for its encoder, and nothing follows.
+    A geometry with another range (0..1, or normalized) was made for its encoder and needs no normalization.
     """
     if chosen.value_range != (0.0, 255.0):
-        return Normalisation()
+        return Normalization()
     inner = encoder.get("encoder", encoder)
     folder = inner.get("init_from", encoder.get("init_from"))
     if encoder["name"] != "slicewise" or folder is None:
-        return GREY_TO_UNIT
+        return GRAY_TO_UNIT
     # The 2D encoder's own mean and spread; a slice has equal channels, so its three means become one.
     settings = encoder_processor(folder).settings
     means, spreads = settings.get("image_mean", [0.5]), settings.get("image_std", [0.5])
-    return Normalisation(scale=1 / 255, mean=sum(means) / len(means), std=sum(spreads) / len(spreads))
+    return Normalization(scale=1 / 255, mean=sum(means) / len(means), std=sum(spreads) / len(spreads))
 
 
 def encoder_processor(folder: str) -> ImageProcessor:
@@ -169,13 +167,9 @@ def encoder_processor(folder: str) -> ImageProcessor:
     own = own_processor(folder)
     if own is not None and own.image_processor is not None:
         return own.image_processor
-    try:
+    advice = "Put its preprocessor_config.json into the folder."
+    with translate_load_errors(f"The image processor of the encoder {folder!r} cannot be loaded", advice, ModelError):
         return ImageProcessor.from_pretrained(folder)
-    except OSError as error:
-        raise ModelError(
-            f"The encoder {folder!r} has no image processor: {str(error).splitlines()[0]} "
-            "Put its preprocessor_config.json into the folder."
-        ) from error
 
 
 # --- tokenizers -------------------------------------------------------------------------------------------------
@@ -197,10 +191,10 @@ def load_tokenizer(source: str) -> PreTrainedTokenizerBase:
     Raises:
         ModelError: if it cannot be loaded.
     """
-    try:
-        return AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"The tokenizer {source!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+    with translate_load_errors(
+        f"The tokenizer {source!r}", "Give a folder with tokenizer files, or a hub name.", ModelError
+    ):
+        return open_pretrained(AutoTokenizer, source)
 
 
 def _tokenizer_source(llm: LLMSection) -> str | TokenizerSection:
@@ -210,7 +204,7 @@ def _tokenizer_source(llm: LLMSection) -> str | TokenizerSection:
 
 
 def _texts(recipe: Recipe) -> Iterator[str]:
-    """Yield the turns of all data that some stage trains on, with the names of their roles, which templates write out."""
+    """Yield the turns of all training data with the names of their roles, which templates write out."""
     names = dict.fromkeys(name for stage in recipe.stages for name in recipe.mixture(stage))
     for name in names:
         for number, sample in enumerate(read_samples(recipe.path(recipe.data[name].path))):
@@ -223,11 +217,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> PreTrainedTokenize
     """Train a byte-level BPE tokenizer (arXiv 1508.07909) with single digits and ChatML's special tokens.
 
     Args:
-        texts: what it should write well; any other text can be written too, byte by byte.
-        vocab_size: with special tokens; fewer if the texts do not have so many pairs.
+        texts: from which the vocabulary is learned; other texts are encoded byte by byte where needed.
+        vocab_size: including special tokens; the vocabulary is smaller if the texts have too few pairs.
     """
     tokenizer = Tokenizer(models.BPE())
-    # Single digits: sizes in millimetres and box coordinates stay comparable.
+    # Single digits: sizes in millimeters and box coordinates stay comparable.
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

@@ -1,6 +1,6 @@
-"""What a stage will cost, from its numbers alone: memory per device, FLOPs per step, hours on given hardware.
+"""Estimates of a stage's cost from its numbers alone: memory per device, FLOPs per step, hours on given hardware.
 
-These are estimates for planning, good to about a third. Sources: 6 FLOPs per trained parameter and token (Kaplan et al.,
+They are meant for planning and accurate to about a third. Sources: 6 FLOPs per trained parameter and token (Kaplan et al.,
 arXiv 2001.08361), activation memory without attention matrices (Korthikanti et al., arXiv 2205.05198, eq. 2), AdamW in
 mixed precision: fp32 weight, gradient and two moments, 16 bytes per trained parameter.
 """
@@ -8,11 +8,17 @@ mixed precision: fp32 weight, gradient and two moments, 16 bytes per trained par
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medmvl.errors import DataError, RecipeError, did_you_mean
+from medmvl.data.sample import Sample
+from medmvl.errors import RecipeError, did_you_mean
+from medmvl.models import MedMVLConfig
+from medmvl.models.budget import Budget
+from medmvl.processing import MedMVLProcessor
 
-#: Dense bf16 matrix peak in TFLOP/s and memory in GB, from the makers' data sheets.
+#: Dense bf16 matrix peak in TFLOP/s and memory in GB, from the vendors' data sheets.
 DEVICES: dict[str, tuple[float, float]] = {
     "T4": (65, 16),  # fp16; it has no bf16
     "V100-32GB": (125, 32),  # fp16; it has no bf16
@@ -28,11 +34,8 @@ DEVICES: dict[str, tuple[float, float]] = {
     "H200": (989, 141),
 }
 
-#: Share of the peak that a training step of this kind reaches; what well-kept code does on one node.
-UTILISATION = 0.4
-
-#: A dry run names so many faulty records and then only counts them.
-NAMED_FAULTS = 20
+#: Fraction of the peak that such a training step typically reaches on one node.
+UTILIZATION = 0.4
 
 
 @dataclass(frozen=True)
@@ -58,24 +61,24 @@ class Hardware:
         return cls(name, count, *DEVICES[name])
 
     def hours(self, flops: float) -> float:
-        """Return how long so many FLOPs take on all devices together."""
-        return flops / (self.count * self.tflops * 1e12 * UTILISATION) / 3600
+        """Return the hours that a number of FLOPs takes on all devices together."""
+        return flops / (self.count * self.tflops * 1e12 * UTILIZATION) / 3600
 
 
 @dataclass(frozen=True)
 class StagePlan:
-    """What a stage will do and cost.
+    """Steps, tokens and cost of a stage.
 
     Attributes:
         name: of the stage.
-        steps: optimiser steps.
+        steps: optimizer steps.
         records: records seen.
         tokens: mean tokens of a step; `supervised` of them carry the loss.
         longest: tokens of the longest record.
         flops: per step.
         gigabytes: needed per device.
         hours: on the hardware, if one was named.
-        cut: records of which a part will not be seen: texts of a contrastive stage that are too long.
+        truncated: records whose text is truncated (of a contrastive stage).
     """
 
     name: str
@@ -87,18 +90,47 @@ class StagePlan:
     flops: float
     gigabytes: float
     hours: float | None
-    cut: int = 0
+    truncated: int = 0
 
 
-def refuse_faulty(faults: list[str]) -> None:
-    """Raise if records cannot be used.
+@dataclass(frozen=True)
+class SampleSize:
+    """Size of one sample.
 
-    Raises:
-        DataError: naming the first of them.
+    Attributes:
+        tokens: positions that the model processes.
+        supervised: tokens with a label.
+        length: tokens of the sample itself, without padding.
+        images, volumes: their numbers.
+        truncated: whether its text is truncated.
     """
-    if faults:
-        more = f"\n  ... and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
-        raise DataError("\n  ".join([f"{len(faults)} record(s) cannot be used:", *faults[:NAMED_FAULTS]]) + more)
+
+    tokens: int
+    supervised: int
+    length: int
+    images: int = 0
+    volumes: int = 0
+    truncated: bool = False
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Sums over an epoch of a mixture; a record counts as often as it is seen.
+
+    Attributes:
+        count: records.
+        tokens, supervised, images, volumes: sums of the values of `SampleSize`.
+        longest: largest `length`.
+        truncated: distinct records whose text is truncated.
+    """
+
+    count: float
+    tokens: float
+    supervised: float
+    images: float
+    volumes: float
+    longest: int
+    truncated: int
 
 
 @dataclass(frozen=True)
@@ -108,10 +140,10 @@ class PartCost:
     Attributes:
         parameters: all of the part.
         trained: those that get a gradient (adapters, with LoRA).
-        tokens: positions that go through it per step.
+        tokens: positions that it processes per step.
         width: hidden size.
         layers: number of layers.
-        backward: gradients flow through it (it trains, or something before it does).
+        backward: whether gradients flow through it (it trains, or a part before it does).
         checkpointing: its activations are recomputed.
     """
 
@@ -140,11 +172,11 @@ class PartCost:
 
 @dataclass(frozen=True)
 class Shards:
-    """Among how many devices the things that a step keeps are spread.
+    """Number of devices over which a step's values are sharded.
 
     Attributes:
         weights: the model's weights.
-        gradients: of what trains, together with the optimiser's fp32 copies and moments.
+        gradients: of what trains, together with the optimizer's fp32 copies and moments.
     """
 
     weights: int = 1
@@ -152,7 +184,7 @@ class Shards:
 
     @classmethod
     def of(cls, strategy: str, world: int) -> Shards:
-        """Return what `run.strategy` spreads over `world` devices."""
+        """Return the sharding of `run.strategy` on `world` devices."""
         return cls(world if strategy in ("fsdp", "zero3") else 1, world if strategy != "ddp" else 1)
 
 
@@ -168,11 +200,11 @@ def memory_bytes(
     """Return the bytes a device needs for a step.
 
     Args:
-        micro_batches: micro-batches of a step over all devices; activations of one are held at a time.
+        micro_batches: micro-batches of a step over all devices; only one at a time has activations in memory.
         head_positions: positions per micro-batch whose logits are made.
         vocabulary: of the LLM.
         half: frozen weights and activations in two bytes instead of four.
-        shards: what is spread over devices.
+        shards: how values are sharded.
     """
     trained = sum(part.trained for part in parts)
     frozen = sum(part.parameters - min(part.trained, part.parameters) for part in parts)
@@ -181,3 +213,68 @@ def memory_bytes(
     activations = sum(scale * part.activation_bytes(part.tokens / micro_batches) for part in parts)
     # Logits, their softmax and their gradient, in fp32.
     return weights + activations + head_positions * vocabulary * 12
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A model before a weight is made or read.
+
+    Attributes:
+        config: of the model.
+        processor: of the model.
+        budget: its parameters and visual tokens.
+    """
+
+    config: MedMVLConfig
+    processor: MedMVLProcessor
+    budget: Budget
+
+
+class StageCosts(ABC):
+    """Interface by which a dry run asks an objective for the costs of a stage.
+
+    Attributes:
+        budget: parameters of a model of the stage's own, to be printed under `title`; None if it is the recipe's.
+        vocabulary: of the LLM, for the memory of logits.
+    """
+
+    budget: Budget | None = None
+    title: str = ""
+    vocabulary: int = 0
+
+    @abstractmethod
+    def measure(self, sample: Sample) -> SampleSize:
+        """Return the size of a sample.
+
+        Raises:
+            DataError: if the sample cannot be used.
+        """
+
+    def check_held_out(self, sample: Sample) -> None:
+        """Raise if a sample cannot be used for validation.
+
+        Raises:
+            DataError: if the sample cannot be used.
+        """
+        self.measure(sample)
+
+    @abstractmethod
+    def parts(self, lengths: Lengths, per_step: float) -> dict[str, PartCost]:
+        """Return part -> its cost per step; `per_step` times `lengths` are the sums of a step."""
+
+    def logit_positions(self, lengths: Lengths, per_micro_batch: float) -> float:
+        """Return the positions whose logits are in memory together."""
+        return 0.0
+
+    def step_tokens(self, lengths: Lengths, per_step: float, parts: dict[str, PartCost]) -> tuple[float, float]:
+        """Return the tokens of a step, and those with a label."""
+        return lengths.tokens * per_step, lengths.supervised * per_step
+
+    def extra_flops(self, parts: dict[str, PartCost], accumulation: int) -> float:
+        """Return FLOPs of a step besides those of `PartCost`."""
+        return 0.0
+
+
+def recomputes(chosen: bool | Sequence[str], part: str) -> bool:
+    """Whether a part recomputes its activations, by a stage's `activation_checkpointing`."""
+    return chosen if isinstance(chosen, bool) else part in chosen

@@ -1,19 +1,20 @@
-"""Phantoms for recipes that bring no data: drawn once, converted by the converters of the real data sets."""
+"""Phantoms for recipes without data, drawn once and converted by the converters of the real data sets."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from medmvl.data.phantoms import split_patients, write_ct_rate, write_slake
-from medmvl.data.phantoms.first_texts import write_captions, write_closed, write_readings
-from medmvl.data.prepare import convert
+from medmvl.data.converters import convert
 from medmvl.errors import RecipeError
 from medmvl.files import read_json, write_json
+from medmvl.phantoms import split_patients, write_ct_rate, write_slake
+from medmvl.phantoms.warmup_texts import write_captions, write_closed, write_text_only_patients
+from medmvl.remote import RemotePath
 from medmvl.training.recipe import Recipe
 
 
 def draw_phantoms(recipe: Recipe) -> None:
-    """Draw the recipe's phantoms below its `data_root`, unless they are there already.
+    """Draw the recipe's phantoms below its `data_root` if they are not there.
 
     Raises:
         RecipeError: if phantoms with other settings are there.
@@ -21,7 +22,10 @@ def draw_phantoms(recipe: Recipe) -> None:
     section = recipe.phantoms
     if section is None:
         return
-    root = Path(recipe.path("phantoms"))
+    drawn = recipe.path("phantoms")
+    if isinstance(drawn, RemotePath):
+        raise RecipeError("`phantoms` are drawn below `data_root`, which must then be a folder and not a URL.")
+    root = Path(drawn)
     settings = section.model_dump(mode="json")
     done = root / "phantoms.json"
     if done.is_file():
@@ -32,16 +36,19 @@ def draw_phantoms(recipe: Recipe) -> None:
             )
         return
     patients = split_patients(
-        section.seed, {"train": section.train, "val": section.val, "test": section.test}, section.size, section.film
+        section.seed,
+        {"train": section.train, "val": section.val, "test": section.test},
+        section.size,
+        section.radiograph,
     )
     write_slake(root / "slake", patients)
     write_ct_rate(root / "ct-rate", {"train": patients["train"], "valid": patients["test"]})
     convert("slake", root / "slake", root / "2d", options={"multi_turn": True})
     convert("ct-rate", root / "ct-rate", root / "ct")
-    if section.readings:
-        films, scans = root / "2d" / "train.jsonl", root / "ct" / "train.jsonl"
-        write_readings(root / "readings.jsonl", section.seed, section.readings)
-        write_captions(root, patients["train"], films, scans)
-        write_closed(films, root / "film-closed.jsonl")
+    if section.text_only_patients:
+        radiographs, scans = root / "2d" / "train.jsonl", root / "ct" / "train.jsonl"
+        write_text_only_patients(root / "text-only-patients.jsonl", section.seed, section.text_only_patients)
+        write_captions(root, patients["train"], radiographs, scans)
+        write_closed(radiographs, root / "radiograph-closed.jsonl")
         write_closed(scans, root / "ct-closed.jsonl")
     write_json(done, settings)

@@ -1,7 +1,8 @@
-"""Recipes in and out of YAML, with overrides and with errors a person can act on."""
+"""Reading and writing of recipes as YAML, with overrides and readable errors."""
 
 from __future__ import annotations
 
+import importlib
 import re
 import typing
 from collections.abc import Iterable
@@ -13,47 +14,25 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from medmvl.errors import RecipeError, did_you_mean
-from medmvl.files import PathLike
-from medmvl.training.recipe import Recipe
-
-#: What other trainers call our keys; no closest spelling leads there.
-OTHERS_WORDS = {
-    "learning_rate": "lr",
-    "num_train_epochs": "epochs",
-    "per_device_train_batch_size": "micro_batch_size",
-    "gradient_accumulation_steps": "micro_batch_size",
-    "warmup_ratio": "warmup",
-    "warmup_steps": "warmup",
-    "lr_scheduler_type": "scheduler",
-    "optim": "optimizer",
-    "bf16": "precision: bf16",
-    "fp16": "precision: fp16",
-    "gradient_checkpointing": "activation_checkpointing",
-    "torch_compile": "compile",
-    "save_steps": "save_every",
-    "eval_steps": "evaluate.every",
-    "save_total_limit": "keep",
-    "lora_r": "r",
-    "lora_alpha": "alpha",
-    "lora_dropout": "dropout",
-    "target_modules": "targets",
-    "use_dora": "dora",
-    "use_rslora": "rslora",
-    "dataloader_num_workers": "run.workers",
-    "deepspeed": "run.strategy",
-    "fsdp": "run.strategy",
-    "output_dir": "--out",
-}
+from medmvl.errors import RecipeError, did_you_mean, listed
+from medmvl.files import PathLike, load_yaml
+from medmvl.training.recipe import PART_NAMES, STAGES, Recipe, StageSection
+from medmvl.training.recipe.other_names import hint_for
+from medmvl.training.recipe.stages import objective_of
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without its traps: `1e-3` is a number, `no` is a word, and a key that stands twice is an error."""
+    """YAML in which `1e-3` is a number, `no` is a word, and a repeated key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
+            key = self.construct_object(key_node, deep=True) if isinstance(key_node, yaml.ScalarNode) else None
+            if key is None:
+                raise RecipeError(
+                    f"line {key_node.start_mark.line + 1}: a key must be a word. If this is {{{{ a variable }}}} of a "
+                    "template, render the template first."
+                )
             if key in seen:
                 raise RecipeError(f"line {key_node.start_mark.line + 1}: the key {key!r} stands twice in one place.")
             seen.add(key)
@@ -100,14 +79,29 @@ def read_yaml(path: PathLike) -> dict[str, Any]:
     if not file.is_file():
         raise RecipeError(f"The recipe {file} does not exist.")
     try:
-        values = yaml.load(file.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{file} is not valid YAML: {' '.join(str(error).split())}.") from error
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{file} is not valid YAML: {error}.") from error
+    try:
+        values = _parse_yaml(text)
     except RecipeError as error:
         raise RecipeError(f"{file}, {error}") from error
     if not isinstance(values, dict):
         raise RecipeError(f"{file} must hold keys and values, such as `name: my-run`.")
     return values
+
+
+def _parse_yaml(text: str) -> Any:
+    """Return the value of a YAML text.
+
+    Raises:
+        RecipeError: saying why it is not valid YAML.
+    """
+    try:
+        return load_yaml(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a number of 5000 digits; 1000 nested lists
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise RecipeError(f"not valid YAML: {reason}.") from error
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -136,19 +130,23 @@ def apply_overrides(values: dict[str, Any], overrides: Iterable[str]) -> dict[st
             target = target[_index(target, key, ".".join(keys[: depth + 1]))]
         if not isinstance(target, dict | list):
             raise RecipeError(f"The setting {override!r} goes into {keys[-2]!r}, which is a single value.")
-        target[_index(target, keys[-1], path, new=True)] = yaml.load(text, Loader=_Loader)
+        try:
+            value = _parse_yaml(text)
+        except RecipeError as error:
+            raise RecipeError(f"The value of the setting {override!r} is {error}") from error
+        target[_index(target, keys[-1], path, new=True)] = value
     return result
 
 
 def _index(target: Any, key: str, path: str, new: bool = False) -> Any:
-    """Return what to index `target` with for the word `key` of an override."""
+    """Return the key or index in `target` that the word `key` of an override names."""
     if isinstance(target, dict) and (new or key in target):
         return key
     if isinstance(target, list):
         names = [item.get("name") if isinstance(item, dict) else None for item in target]
         if key in names:
             return names.index(key)
-        if key.isdigit() and int(key) < len(target):
+        if key.isascii() and key.isdigit() and int(key) < len(target):
             return int(key)
         known = [str(name) for name in names if name is not None] or [str(i) for i in range(len(target))]
         raise RecipeError(f"The setting {path!r}: there is no item {key!r}. {did_you_mean(key, known)}")
@@ -167,28 +165,49 @@ def parse_recipe(values: dict[str, Any], name: str = "the recipe") -> Recipe:
     Raises:
         RecipeError: listing every fault with the path of its key.
     """
+    _import_objectives(values)
     try:
         return Recipe.model_validate(values)
     except ValidationError as error:
         faults = [_words(detail) for detail in error.errors()]
-        head = f"{name} is not a valid recipe:"
-        raise RecipeError(" ".join([head, *faults]) if len(faults) == 1 else "\n  ".join([head, *faults])) from error
+        raise RecipeError(listed(f"{name} is not a valid recipe:", faults)) from error
+
+
+def _import_objectives(values: dict[str, Any]) -> None:
+    """Import the plugins of a recipe that has a stage of an objective we do not know, so that they register it."""
+    stages, plugins = values.get("stages"), values.get("plugins")
+    known = [objective_of(stage) in STAGES for stage in stages] if isinstance(stages, list) else []
+    if isinstance(plugins, list) and not all(known):
+        import_plugins([str(name) for name in plugins])
+
+
+def import_plugins(names: Iterable[str]) -> None:
+    """Import Python modules that register parts or objectives.
+
+    Raises:
+        RecipeError: if one cannot be imported.
+    """
+    for name in names:
+        try:
+            importlib.import_module(name)
+        except ImportError as error:
+            raise RecipeError(f"The plugin {name!r} cannot be imported: {error}.") from error
 
 
 def _words(detail: ErrorDetails) -> str:
-    """Return one fault in words: path, what came, what is allowed."""
+    """Return one fault as text: path, value, and what is allowed."""
     location = detail["loc"]
     path = _path(location)
+    if detail["type"] == "union_tag_invalid":
+        return f"{path}.objective: unknown objective. {did_you_mean(detail['ctx']['tag'], STAGES)}"
     if detail["type"] == "extra_forbidden":
-        if (ours := OTHERS_WORDS.get(str(location[-1]))) is not None:
-            return f"{path}: unknown key. Here it is called {ours!r}."
+        if (hint := hint_for(str(location[-1]))) is not None:
+            return f"{path}: unknown key. {hint}"
         return f"{path}: unknown key. {did_you_mean(str(location[-1]), _known_keys(location[:-1]))}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
         return f"{path}: this key is required."
     if detail["type"] == "literal_error" and location and location[-1] == "[key]":
-        from medmvl.training.recipe import PART_NAMES
-
         return f"{_path(location[:-1])}: unknown part. {did_you_mean(str(location[-2]), PART_NAMES)}"
     came = detail["input"]
     shown = f" (got {came!r})" if isinstance(came, str | int | float | bool | type(None)) else ""
@@ -196,9 +215,11 @@ def _words(detail: ErrorDetails) -> str:
 
 
 def _path(location: tuple[int | str, ...]) -> str:
-    """Return a location as `stages[0].train.llm`; pydantic's own marks for the members of a union are left out."""
+    """Return a location as `stages[0].train.llm`; pydantic's names of union members are left out."""
     text = ""
-    for step in location:
+    for index, step in enumerate(location):
+        if index == 2 and location[0] == "stages":
+            continue  # the stage's objective
         if isinstance(step, int):
             text += f"[{step}]"
         elif not re.search(r"[\[\],() ]|^(str|list|dict|int|float|bool)$|Section$", step):
@@ -209,9 +230,12 @@ def _path(location: tuple[int | str, ...]) -> str:
 def _known_keys(location: tuple[int | str, ...]) -> list[str]:
     """Return the keys that the section at `location` takes."""
     sections: list[type[BaseModel]] = [Recipe]
-    for step in location:
+    for index, step in enumerate(location):
+        if index == 2 and location[0] == "stages":
+            sections = [STAGES[str(step)]]
+            continue
         fields = [field for section in sections for name, field in _fields(section) if name == step]
-        # A list's number, a dictionary's key or a union's mark leads to the same sections.
+        # A list's number, a dictionary's key or a union's member leads to the same sections.
         sections = [found for field in fields for found in _sections_in(field.annotation)] if fields else sections
     return [name for section in sections for name, _ in _fields(section)]
 
@@ -222,6 +246,8 @@ def _fields(section: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
 
 def _sections_in(annotation: Any) -> list[type[BaseModel]]:
     """Return the section classes that an annotation holds, at any depth."""
+    if annotation is StageSection:
+        return list(STAGES.values())
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [found for member in typing.get_args(annotation) for found in _sections_in(member)]

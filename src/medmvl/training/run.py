@@ -1,46 +1,48 @@
-"""Train a recipe: build, then for each stage load, apply, run, finish."""
+"""Training of a recipe: build the model, then load, adapt, train and finish each stage."""
 
 from __future__ import annotations
 
 import errno
-import importlib
 import logging
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments, set_seed
-from transformers.utils import logging as hf_logging
+from accelerate import Accelerator
+from rich.console import Console
+from transformers import set_seed
 
-from medmvl.data.dataset import SampleDataset
 from medmvl.data.mixture import Mixture
 from medmvl.errors import RecipeError, TrainingError, did_you_mean
-from medmvl.files import PathLike
-from medmvl.models import MedMVLForConditionalGeneration
-from medmvl.processing import MedMVLProcessor
-from medmvl.processing.pairs import PairProcessor
-from medmvl.training import zero
-from medmvl.training.arguments import loss_kernel, stage_seed, training_arguments, use_cpu, with_zero
-from medmvl.training.attention import PACKED, attention, supports_packing
+from medmvl.files import OutputLock, PathLike
+from medmvl.training.acceleration import deepspeed
+from medmvl.training.acceleration.cpu import whole_attention_on_cpu
 from medmvl.training.augmentation import Augmenter
-from medmvl.training.batches import BatchMaker, EncodedRecords, StepSampler, StepShape, cost_of
-from medmvl.training.build import build
-from medmvl.training.callbacks import Bar, SaveAndStop, StageCallback, StepLog, StopSignal, TensorBoard
-from medmvl.training.checkpoints import newest_whole
-from medmvl.training.cpu import keep_few_kernels, whole_attention_on_cpu
-from medmvl.training.distributed import barrier, is_main_process, join, several_processes, shard
-from medmvl.training.features import StoredMedia, store_features
-from medmvl.training.finish import finish_stage
-from medmvl.training.muon import require_muon
+from medmvl.training.context import StageContext
+from medmvl.training.engine.callbacks import EMA, Callback, Checkpoints, ProgressBar, StepLog
+from medmvl.training.engine.checkpoints import newest_whole
+from medmvl.training.engine.dataset import TrainingDataset
+from medmvl.training.engine.devices import Engine, new_accelerator
+from medmvl.training.engine.distributed import barrier, is_main_process, shard
+from medmvl.training.engine.loop import TrainingLoop
+from medmvl.training.engine.optimizers import build_optimizer
+from medmvl.training.engine.progress import LoopSettings
+from medmvl.training.engine.sampling import BatchLayout, StepSampler
+from medmvl.training.engine.schedule import warmup_steps
+from medmvl.training.engine.signals import StopSignal
+from medmvl.training.engine.trackers import Trackers
+from medmvl.training.engine.trainable import print_stage
+from medmvl.training.engine.validation import Validation
+from medmvl.training.environment import prepare, require_hardware, use_cpu
+from medmvl.training.leaks import leak_warnings
+from medmvl.training.objectives import OBJECTIVES, Objective
+from medmvl.training.objectives.base import DeviceFacts
 from medmvl.training.phantoms import draw_phantoms
 from medmvl.training.recipe import Recipe, StageSection
 from medmvl.training.recipe_io import load_recipe
-from medmvl.training.run_folder import RunFolder, save_finished
-from medmvl.training.stage import AppliedStage, apply_stage, print_stage
-from medmvl.training.trainer import StageTrainer
-from medmvl.training.watch import Average, HeldOut, Watch
+from medmvl.training.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 
@@ -56,259 +58,208 @@ def train(
     resume: bool = False,
     stage: str | None = None,
     overrides: Iterable[str] = (),
+    callbacks: Sequence[Callback] = (),
 ) -> Path:
     """Train all stages of a recipe, or one, and return the folder of the last finished checkpoint.
 
     Args:
         recipe: a YAML file, a dictionary or a Recipe.
         out: the run folder; default `runs/<recipe name>`.
-        resume: go on from whatever is there; with everything done, do nothing.
-        stage: run only this stage; what it starts from must be finished.
+        resume: continue an existing run; a finished one is left as it is.
+        stage: run only this stage; the stage it starts from must be finished.
         overrides: `key.path=value` settings.
+        callbacks: called at the events of every stage, see `medmvl.training.engine.callbacks.Callback`.
 
     Raises:
         RecipeError: if the recipe is not valid, or `out` holds a run and `resume` is not set.
         DataError, ModelError: if data or parts cannot be used.
-        TrainingError: if training cannot go on (no finite gradients, no memory, no disk space).
-        TrainingInterruptedError: if the run was asked to stop; a checkpoint is there.
+        TrainingError: if training cannot continue (no finite gradients, no memory, no disk space).
+        TrainingInterruptedError: if the run was asked to stop, after writing a checkpoint.
+        BusyError: naming the process, if another one trains in `out`.
     """
     recipe = load_recipe(recipe, overrides)
     chosen = choose_stages(recipe, stage)
     prepare(recipe)
     folder = RunFolder(Path(out) if out is not None else Path("runs") / recipe.name)
-    if is_main_process():
-        draw_phantoms(recipe)
-        folder.open(recipe, resume or stage is not None)
-    barrier()
-    for section in chosen:
-        if folder.finished(folder.stage(section.name)):
-            logger.info("Stage %s is finished.", section.name)
-            continue
-        with plain_errors(section):
-            run_stage(recipe, section, folder)
+    with ExitStack() as running:
         if is_main_process():
-            folder.publish(section.name)
+            running.enter_context(OutputLock(folder.root, folder=True))
+            draw_phantoms(recipe)
+            folder.open(recipe, resume or stage is not None)
+            _warn_of_leaks(recipe, chosen, folder)
+        barrier()
+        for section in chosen:
+            if folder.finished(folder.stage(section.name)):
+                if is_main_process():
+                    Console(stderr=True).print(f"Stage {section.name} is finished.", highlight=False, markup=False)
+                continue
+            with plain_errors(section.name):
+                run_stage(StageContext(recipe, section, folder), callbacks)
+            if is_main_process():
+                folder.publish(section.name)
     return folder.model if chosen[-1] is recipe.stages[-1] else folder.stage(chosen[-1].name)
 
 
-def run_stage(recipe: Recipe, stage: StageSection, folder: RunFolder) -> None:
-    """Run one stage from its start or its newest checkpoint to its finished one."""
-    if stage.objective == "contrastive":
-        from medmvl.training.contrastive import run_contrastive  # it builds on this file
+def _warn_of_leaks(recipe: Recipe, stages: Sequence[StageSection], folder: RunFolder) -> None:
+    """Log the patients that training and held-out data share, for the stages that are still to run."""
+    for section in stages:
+        if not folder.finished(folder.stage(section.name)):
+            for line in leak_warnings(StageContext(recipe, section, folder)):
+                logger.warning(line)
 
-        run_contrastive(recipe, stage, folder)
-        return
-    model, processor = load_start(recipe, stage, folder)
-    set_seed(stage_seed(recipe, stage))
-    if stage.template is not None:
-        processor.with_template(stage.template)
-    use_volume_cache(recipe, stage, processor)
-    spread = recipe.run.strategy != "ddp" and several_processes()  # then the finished stage is put together from pieces
-    applied = apply_stage(model, stage, keep_originals=is_main_process() and not spread)
-    mixture = build_mixture(recipe, stage)
+
+def run_stage(context: StageContext, callbacks: Sequence[Callback] = ()) -> None:
+    """Run one stage from its start or its newest checkpoint to its finished one.
+
+    Args:
+        context: the stage.
+        callbacks: besides those that the recipe asks for.
+    """
+    stage = context.stage
+    require_hardware(stage.name, stage.precision, stage.optimizer, use_cpu(context.recipe.run.device))
+    objective = OBJECTIVES[stage.objective].load(context)
+    set_seed(context.seed)
+    context.use_volume_cache(objective.processor)
+    objective.adapt()
     if is_main_process():
-        print_stage(applied, stage)
-    trainer = build_trainer(recipe, stage, folder, applied, processor, mixture)
-    with attention(model.language_model, PACKED if trainer.packed else None):
-        run_to_the_end(trainer, stage, folder)
-    finish_stage(recipe, stage, folder, start_folder(recipe, stage, folder), trainer, processor)
+        print_stage(objective.trainable, stage.name)
+    loop = build_loop(context, objective, context.mixture(), callbacks)
+    with objective.training():
+        run_to_the_end(loop, context)
+    objective.finish(loop.engine, context)
 
 
-def run_to_the_end(trainer: StageTrainer, stage: StageSection, folder: RunFolder) -> None:
-    """Train from the newest checkpoint on, and choose the weights that the stage ends with.
+def run_to_the_end(loop: TrainingLoop, context: StageContext) -> None:
+    """Train from the newest checkpoint on, and load the weights that the stage ends with.
 
     Raises:
-        TrainingInterruptedError: if the run was asked to stop; a checkpoint is there.
+        TrainingInterruptedError: if the run was asked to stop, after writing a checkpoint.
     """
-    checkpoint = newest_whole(folder.checkpoints(stage.name))
-    with StopSignal(trainer), whole_attention_on_cpu():
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if trainer.interrupted and trainer.state.global_step < trainer.state.max_steps:
+    checkpoint = newest_whole(loop.settings.checkpoints)
+    if checkpoint is not None and is_main_process():
+        done, name = checkpoint.name.rpartition("-")[2], context.stage.name
+        message = f"Stage {name} continues after step {done} of {loop.settings.steps}, from {checkpoint}."
+        Console(stderr=True, soft_wrap=True).print(message, highlight=False, markup=False)
+    whole = whole_attention_on_cpu() if loop.objective.attention_in_fp32 else nullcontext()
+    with StopSignal(loop), whole:
+        loop.run(checkpoint)
+    if loop.interrupted and not loop.is_done:
         raise TrainingInterruptedError(
-            f"Stage {stage.name!r} was stopped after step {trainer.state.global_step} of {trainer.state.max_steps} "
-            "and has written a checkpoint. The same command with --resume goes on from there."
+            f"Stage {context.stage.name!r} was stopped after step {loop.state.step} of {loop.settings.steps} "
+            "and has written a checkpoint. The same command with --resume continues from there."
         )
-    trainer.settle(best=stage.evaluate is not None and stage.evaluate.patience is not None)
+    evaluate = context.stage.evaluate
+    loop.load_final_weights(best=evaluate is not None and evaluate.patience is not None)
 
 
-def load_start(
-    recipe: Recipe, stage: StageSection, folder: RunFolder
-) -> tuple[MedMVLForConditionalGeneration, MedMVLProcessor]:
-    """Return the model and processor that a stage starts from.
-
-    Raises:
-        RecipeError: if an earlier stage that it starts from is not finished.
-    """
-    source = ready_start(recipe, stage, folder)
-    model = MedMVLForConditionalGeneration.from_pretrained(source)
-    return model, MedMVLProcessor.from_pretrained(source)
+# --- from the recipe's sections to the loop ---------------------------------------------------------------------------
 
 
-def ready_start(recipe: Recipe, stage: StageSection, folder: RunFolder) -> Path:
-    """Return the checkpoint folder that a stage starts from, after making it if it is the model as built.
+def build_loop(
+    context: StageContext, objective: Objective, mixture: Mixture, callbacks: Sequence[Callback]
+) -> TrainingLoop:
+    """Join model, data and settings into a training loop.
 
-    Raises:
-        RecipeError: if it is an earlier stage that is not finished.
-    """
-    source = start_folder(recipe, stage, folder)
-    if source == folder.init and not folder.finished(source):
-        set_seed(recipe.seed)
-        if is_main_process():
-            model, processor = build(recipe)
-            save_finished(source, model.save_pretrained, processor, recipe, None)
-        barrier()
-    if not folder.finished(source) and source.parent == folder.root:
-        raise RecipeError(f"Stage {stage.name!r} starts from {source.name!r}, which is not finished. Run that first.")
-    return source
-
-
-def start_folder(recipe: Recipe, stage: StageSection, folder: RunFolder) -> Path:
-    """Return the checkpoint folder that a stage starts from."""
-    names = [section.name for section in recipe.stages]
-    index = names.index(stage.name)
-    if stage.from_ is not None:
-        return folder.stage(stage.from_) if stage.from_ in names else Path(stage.from_)
-    if index > 0:
-        return folder.stage(names[index - 1])
-    return Path(recipe.model.from_) if recipe.model.from_ is not None else folder.init
-
-
-def build_mixture(recipe: Recipe, stage: StageSection) -> Mixture:
-    """Return the stage's data."""
-    weights = recipe.mixture(stage)
-    return Mixture(
-        {name: open_dataset(recipe, name) for name in weights}, weights, stage.temperature, stage_seed(recipe, stage)
-    )
-
-
-def open_dataset(recipe: Recipe, name: str) -> SampleDataset:
-    """Open one of the recipe's data sets."""
-    section = recipe.data[name]
-    roots = [recipe.path(root) if root is not None else None for root in (section.image_root, section.volume_root)]
-    return SampleDataset(recipe.path(section.path), *roots, tasks=section.tasks)
-
-
-def use_volume_cache(recipe: Recipe, stage: StageSection, processor: MedMVLProcessor | PairProcessor) -> None:
-    """Let the processor take prepared volumes from the recipe's cache, if it names one.
+    Args:
+        context: the stage.
+        objective: adapted to the stage.
+        mixture: the stage's data.
+        callbacks: besides those that the recipe asks for.
 
     Raises:
-        GeometryError: if the cache was made with another geometry.
+        RecipeError, MissingExtraError: if the devices or packages here do not allow a setting.
     """
-    if recipe.run.volume_cache is None or processor.volume_processor is None:
-        return
-    for root in dict.fromkeys(open_dataset(recipe, name).volume_root for name in recipe.mixture(stage)):
-        processor.volume_processor.use_cache(recipe.run.volume_cache, root)
-
-
-def total_steps(stage: StageSection, mixture: Mixture) -> int:
-    """Return the number of optimiser steps; the last step of the last epoch is filled up from the next epoch."""
-    if stage.max_steps is not None:
-        return stage.max_steps
-    epochs = stage.epochs if stage.epochs is not None else 1.0
-    return max(1, -int(-epochs * mixture.epoch_size // stage.batch_size))
-
-
-def build_trainer(
-    recipe: Recipe,
-    stage: StageSection,
-    folder: RunFolder,
-    applied: AppliedStage,
-    processor: MedMVLProcessor,
-    mixture: Mixture,
-) -> StageTrainer:
-    """Join model, data and settings into a trainer."""
-    steps = total_steps(stage, mixture)
-    args = training_arguments(recipe, stage, folder, steps)
-    shape = StepShape.of(stage.batch_size, stage.micro_batch_size, args.world_size)
-    args.gradient_accumulation_steps = shape.accumulation
-    level = zero.LEVELS.get(recipe.run.strategy) if args.world_size > 1 else None
-    if level is not None:
-        args = with_zero(args, stage, level)
-    args._n_gpu = min(args.n_gpu, 1)  # several GPUs in one process would mean DataParallel; torchrun is the way
-    sampler = StepSampler(
-        mixture, steps, shape, args.process_index, lambda number: cost_of(mixture.sample(number), processor)
-    )
-    packed = stage.packing and supports_packing(applied.model.language_model)
+    recipe, stage = context.recipe, context.stage
+    settings = loop_settings(context, context.steps(mixture))
+    world = int(torch.distributed.get_world_size()) if torch.distributed.is_initialized() else 1
+    layout = BatchLayout.of(stage.batch_size, stage.micro_batch_size, world)
+    accelerator = accelerator_for(context, objective, layout)
+    objective.prepare(device_facts(accelerator, stage.precision), mixture)
+    if context.strategy == "fsdp":
+        half = torch.bfloat16 if stage.precision == "bf16" else None
+        shard(objective.trainable.model, accelerator.device, half)
+        objective.trainable.rebind()
+    else:
+        objective.trainable.model.to(accelerator.device)
+    model = objective.trainable.model
+    optimizer = build_optimizer(stage.optimizer, objective.trainable.optimizer_groups(), model, stage.betas)
     changes = stage.augment.settings() if stage.augment is not None else {}
-    augment = Augmenter.of(changes, processor, stage_seed(recipe, stage)) if changes else None
-    stored = stored_media(stage, folder, applied, processor, mixture, args) if stage.feature_cache else None
-    if level is not None:
-        zero.prepare(applied.model, stored.stores if stored is not None else (), level)
-    watch = None
-    if stage.evaluate is not None:
-        held_out = held_out_data(recipe, stage)
-        watch = Watch(folder.root, stage.name, stage.evaluate, held_out, processor, packed)
-    callbacks, average = stage_callbacks(recipe, stage, folder, watch)
-    if recipe.run.strategy == "fsdp" and args.world_size > 1:
-        shard(applied.model, args.device, torch.bfloat16 if stage.precision == "bf16" else None)
-        applied.rebind()
-    trainer = StageTrainer(
-        applied,
-        args,
-        sampler,
-        EncodedRecords(mixture, processor, recipe.run.cache_megabytes * 2**20, stored, augment),
-        BatchMaker(processor, packed, stage.supervised_logits, few_lengths=stage.compile),
-        callbacks=list(callbacks),
+    augment = Augmenter.of(changes, objective.processor, context.seed) if changes else None
+    ahead = objective.read_ahead if context.has_remote_data() else None
+    data = TrainingDataset(mixture, objective.encode, recipe.run.cache_megabytes * 2**20, augment, ahead)
+    rank = int(accelerator.process_index)
+    sampler = StepSampler(mixture, settings.steps, layout, rank, lambda number: objective.size(mixture.sample(number)))
+    chosen = [*stage_callbacks(context), *callbacks]
+    return TrainingLoop(Engine(accelerator, model, optimizer), objective, data, sampler, settings, chosen)
+
+
+def loop_settings(context: StageContext, steps: int) -> LoopSettings:
+    """Return the settings of a stage's loop."""
+    stage, run = context.stage, context.recipe.run
+    return LoopSettings(
+        stage=stage.name,
+        steps=steps,
+        seed=context.seed,
+        checkpoints=context.folder.checkpoints(stage.name),
+        scheduler=stage.scheduler,
+        warmup=warmup_steps(stage.warmup, steps),
+        max_grad_norm=stage.max_grad_norm,
         keep=stage.keep,
         stop_after_nans=stage.stop_after_nans,
-        schedule=stage.scheduler,
-        prefetch=recipe.run.prefetch,
-        average=average,
-        cross_entropy=loss_kernel(stage, applied, args.device),
-        muon=stage.optimizer == "muon",
+        workers=run.workers,
+        prefetch=run.prefetch,
     )
-    for callback in callbacks:
-        callback.trainer = trainer
-    return trainer
 
 
-def held_out_data(recipe: Recipe, stage: StageSection) -> dict[str, SampleDataset]:
-    """Open what a stage looks at while it trains."""
-    return {name: open_dataset(recipe, name) for name in stage.evaluate.data} if stage.evaluate is not None else {}
+def accelerator_for(context: StageContext, objective: Objective, layout: BatchLayout) -> Accelerator:
+    """Return accelerate's interface to the devices for a stage.
 
-
-def stage_callbacks(
-    recipe: Recipe, stage: StageSection, folder: RunFolder, watch: HeldOut | None
-) -> tuple[list[StageCallback], Average | None]:
-    """Return what happens beside the steps of a stage, in order, and the moving average if there is one."""
-    callbacks: list[StageCallback] = [StepLog(folder.log, stage.name), SaveAndStop(stage.save_every)]
-    if watch is not None:
-        callbacks.append(watch)
-    average = Average(stage.ema) if stage.ema is not None else None
-    if average is not None:
-        callbacks.append(average)
-    if recipe.run.tensorboard:
-        callbacks.append(TensorBoard(folder.stage(stage.name) / "tensorboard"))
-    if recipe.run.progress:
-        callbacks.append(Bar(stage.name))
-    return callbacks, average
-
-
-def stored_media(
-    stage: StageSection,
-    folder: RunFolder,
-    applied: AppliedStage,
-    processor: MedMVLProcessor,
-    mixture: Mixture,
-    args: TrainingArguments,
-) -> StoredMedia:
-    """Run the frozen encoders over the stage's media, each device over its share."""
-    applied.model.to(args.device)
-    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(stage.precision)
-    stored = store_features(
-        applied.model,
-        processor,
-        mixture,
-        folder.root / "features",
-        rank=args.process_index,
-        world=args.world_size,
-        autocast=(lambda: torch.autocast(args.device.type, half)) if half is not None else None,
+    Raises:
+        RecipeError: for a moving average with DeepSpeed.
+        MissingExtraError: if DeepSpeed is not installed.
+    """
+    stage, level = context.stage, context.zero_level
+    on_cpu = use_cpu(context.recipe.run.device)
+    if level is None:
+        return new_accelerator(stage.precision, on_cpu)
+    if stage.ema is not None:
+        raise RecipeError(
+            f"Stage {stage.name!r}: run.strategy zero{level} keeps no moving average. Leave ema out, or use ddp."
+        )
+    configuration = deepspeed.settings(
+        level,
+        accumulation=layout.accumulation,
+        world=layout.world,
+        width=objective.trainable.model.config.text_config.hidden_size,
+        max_grad_norm=stage.max_grad_norm,
+        half=stage.precision == "bf16",
     )
-    barrier()
-    return stored
+    return new_accelerator(stage.precision, on_cpu, deepspeed.plugin(configuration))
 
 
-# --- around a run -----------------------------------------------------------------------------------------------
+def device_facts(accelerator: Accelerator, precision: str) -> DeviceFacts:
+    """Return the devices of a stage, before the model is prepared for them."""
+    device = accelerator.device
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    autocast = (lambda: torch.autocast(device.type, half)) if half is not None else None
+    return DeviceFacts(device, int(accelerator.process_index), int(accelerator.num_processes), autocast)
+
+
+def stage_callbacks(context: StageContext) -> list[Callback]:
+    """Return the callbacks that a recipe asks for, in the order in which they run."""
+    stage, run, folder = context.stage, context.recipe.run, context.folder
+    callbacks: list[Callback] = [StepLog(folder.log), Checkpoints(stage.save_every, stage.save_minutes)]
+    if (evaluate := stage.evaluate) is not None:
+        callbacks.append(
+            Validation(folder.root, context.held_out(), evaluate.every, evaluate.metric, evaluate.patience)
+        )
+    if stage.ema is not None:
+        callbacks.append(EMA(stage.ema))
+    if run.trackers:
+        callbacks.append(Trackers(run.trackers, context.recipe.name, context.target))
+    if run.progress:
+        callbacks.append(ProgressBar())
+    return callbacks
 
 
 def choose_stages(recipe: Recipe, name: str | None) -> list[StageSection]:
@@ -321,46 +272,26 @@ def choose_stages(recipe: Recipe, name: str | None) -> list[StageSection]:
     return [recipe.stage(name)]
 
 
-def prepare(recipe: Recipe) -> None:
-    """Import the recipe's plugins and quieten what is not meant for the user.
-
-    Raises:
-        RecipeError, MissingExtraError: if a plugin cannot be imported, or this torch lacks an optimiser.
-    """
-    if any(stage.optimizer == "muon" for stage in recipe.stages):
-        require_muon()
-    for module in recipe.plugins:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise RecipeError(f"The plugin {module!r} cannot be imported: {error}.") from error
-    hf_logging.disable_progress_bar()
-    on_cpu = use_cpu(recipe.run)
-    if on_cpu:
-        keep_few_kernels()
-    join(cpu=on_cpu)
-
-
 @contextmanager
-def plain_errors(stage: StageSection) -> Iterator[None]:
-    """Turn what the machine does to a run into an error that says what was kept and what to do."""
-    kept = "Finished stages and checkpoints are kept; the same command with --resume goes on from the newest one."
+def plain_errors(stage: str) -> Iterator[None]:
+    """Turn errors of the machine into errors that say what is kept and what to do."""
+    kept = "Finished stages and checkpoints are kept; the same command with --resume continues from the newest one."
     try:
         yield
     except torch.OutOfMemoryError as error:
         raise TrainingError(
-            f"Stage {stage.name!r} ran out of memory. Lower micro_batch_size (the result stays the same), or set "
+            f"Stage {stage!r} ran out of memory. Lower micro_batch_size (the result stays the same), or set "
             f"activation_checkpointing. {kept}"
         ) from error
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise TrainingError(f"Stage {stage.name!r}: the disk is full ({error.filename}). Make room. {kept}") from error
+        raise TrainingError(f"Stage {stage!r}: the disk is full ({error.filename}). Make room. {kept}") from error
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
         first_line = str(error).splitlines()[0]
         raise TrainingError(
-            f"Stage {stage.name!r}: a process that loads data has died ({first_line}). Often it ran out of memory: lower "
+            f"Stage {stage!r}: a process that loads data has died ({first_line}). Often it ran out of memory: lower "
             f"run.workers. {kept}"
         ) from error

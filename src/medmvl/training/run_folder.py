@@ -1,16 +1,15 @@
-"""The run folder: what is where, what is finished, and what a finished checkpoint holds.
+"""The run folder: its layout, its finished stages, and the files of a finished checkpoint.
 
 <out>/recipe.yaml            the resolved recipe of the run
-<out>/init/                  the model as built, where the run starts from parts
+<out>/init/                  the model before training, if it is built from parts
 <out>/<stage>/               the finished checkpoint of a stage
-<out>/<stage>/checkpoints/   what the stage resumes from
+<out>/<stage>/checkpoints/   checkpoints to resume the stage from
 <out>/model/                 the last stage's checkpoint (hard links, no second copy)
-<out>/log.jsonl              a line per optimiser step
+<out>/log.jsonl              a line per optimizer step
 """
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import sys
@@ -22,17 +21,20 @@ from typing import Any
 
 import torch
 
+from medmvl.cards import write_card
 from medmvl.errors import RecipeError
-from medmvl.files import write_json, write_text
-from medmvl.training.checkpoints import CHECKSUMS, link_or_copy, tidy, whole_files
+from medmvl.files import iter_jsonl, read_json, write_json, write_text
+from medmvl.models import MedMVLConfig
+from medmvl.training.engine.checkpoints import CHECKSUMS, link_or_copy, tidy, whole_files
 from medmvl.training.recipe import Recipe
 from medmvl.training.recipe_io import dump_recipe, read_yaml
 
-#: Keys of a recipe that may change between the start and the resumption of a run: they do not change the result.
+#: Keys of a recipe that may change when a run is resumed, because they do not change the result.
 FREE_KEYS = ("run", "description")
 FREE_STAGE_KEYS = (
     "micro_batch_size",
     "save_every",
+    "save_minutes",
     "keep",
     "stop_after_nans",
     "activation_checkpointing",
@@ -44,7 +46,7 @@ FREE_STAGE_KEYS = (
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Paths and states of a run."""
+    """Paths and state of a run."""
 
     root: Path
 
@@ -55,12 +57,12 @@ class RunFolder:
 
     @property
     def log(self) -> Path:
-        """A line per optimiser step."""
+        """The log, with a line per optimizer step."""
         return self.root / "log.jsonl"
 
     @property
     def init(self) -> Path:
-        """The model as built."""
+        """The model before training."""
         return self.root / "init"
 
     @property
@@ -78,17 +80,17 @@ class RunFolder:
 
     @staticmethod
     def finished(folder: Path) -> bool:
-        """Say whether a folder holds a finished checkpoint."""
+        """Whether a folder holds a finished checkpoint."""
         return (folder / CHECKSUMS).is_file()
 
     def open(self, recipe: Recipe, resume: bool) -> None:
-        """Begin the run, or check that it may be continued; one that never took a step is begun anew.
+        """Start the run, or check that it may be continued; a run that never took a step starts again.
 
         Raises:
-            RecipeError: if a run is there already and `resume` is not set, or it was started with another recipe.
+            RecipeError: if a run exists and `resume` is not set, or it was started with another recipe.
         """
         if self.recipe.is_file() and not resume and self._nothing_done:
-            # What such a run had built; a contrastive stage builds its start beside its checkpoints.
+            # Files that such a run had written; a contrastive stage writes its start next to its checkpoints.
             for built in (self.init, *(folder / "checkpoints" for folder in self._stages())):
                 shutil.rmtree(built, ignore_errors=True)
         elif self.recipe.is_file():
@@ -110,19 +112,19 @@ class RunFolder:
 
     @property
     def _nothing_done(self) -> bool:
-        """Whether a run in this folder ended before its first step, so that nothing of it is worth keeping."""
+        """Whether the run in this folder ended before its first step."""
         return not self.log.exists() and not any(self.finished(folder) for folder in self._stages())
 
     def _stages(self) -> Iterator[Path]:
         return (folder for folder in self.root.iterdir() if folder.is_dir() and folder != self.init)
 
     def publish(self, stage: str) -> None:
-        """Make `model/` the checkpoint of `stage`."""
+        """Make `model/` a copy (hard links) of the checkpoint of `stage`."""
         link_or_copy(self.stage(stage), self.model)
 
 
 def changed_keys(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Return the paths in which two recipes differ, but for what does not change the result."""
+    """Return the paths of settings that differ between two recipes and change the result."""
     return _differences(_essential(old), _essential(new))
 
 
@@ -149,7 +151,7 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
 def save_finished(
     folder: Path, write_model: Callable[[Path], object], processor: Any, recipe: Recipe, stage: str | None
 ) -> None:
-    """Write a finished, self-contained checkpoint, see `write_checkpoint`; until all of it is there it is not finished."""
+    """Write a finished, self-contained checkpoint, see `write_checkpoint`; until all files are written it counts as unfinished."""
     folder.mkdir(parents=True, exist_ok=True)
     with whole_files(folder) as aside:
         write_checkpoint(aside, write_model, processor, recipe, stage)
@@ -158,19 +160,25 @@ def save_finished(
 def write_checkpoint(
     folder: Path, write_model: Callable[[Path], object], processor: Any, recipe: Recipe, stage: str | None
 ) -> None:
-    """Write model, processor (anything with `save_pretrained`), recipe and environment into a folder.
+    """Write model, processor (anything with `save_pretrained`), recipe, environment and a model card into a folder.
+
+    A dual encoder and a model before training have no card.
 
     Args:
-        write_model: writes config and weights; a model's `save_pretrained`.
+        write_model: writes config and weights; a model's `save_pretrained`. If it returns the differences that it measured
+            (name -> number), they are written as well.
     """
-    write_model(folder)
+    differences = write_model(folder)
     processor.save_pretrained(folder)
     write_text(folder / "recipe.yaml", dump_recipe(recipe))
-    write_json(folder / "environment.json", {"stage": stage, **environment()})
+    measured = {"differences": differences} if isinstance(differences, dict) else {}
+    write_json(folder / "environment.json", {"stage": stage, **environment(), **measured})
+    if stage is not None and read_json(folder / "config.json").get("model_type") == MedMVLConfig.model_type:
+        write_card(folder)
 
 
 def environment() -> dict[str, Any]:
-    """Return the versions that a result depends on; no names of machines or people."""
+    """Return the versions that a result depends on, without names of machines or people."""
     packages = ("medmvl", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
     cuda = torch.cuda.is_available()
     return {
@@ -183,4 +191,4 @@ def environment() -> dict[str, Any]:
 
 def read_log(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a run's log."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return list(iter_jsonl(path))

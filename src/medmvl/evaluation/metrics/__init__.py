@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from medmvl.errors import EvaluationError
-from medmvl.evaluation.metrics import bleu, boxes, choice, cider, meteor, rouge, vqa
-from medmvl.evaluation.metrics.base import Metric
-from medmvl.evaluation.metrics.labeller import LABELLERS
+from medmvl.evaluation.metrics import bleu, boxes, choice, cider, measured, meteor, rouge, vqa
+from medmvl.evaluation.metrics.labeler import LABELERS
 from medmvl.evaluation.metrics.labels import label_f1
+from medmvl.evaluation.metrics.metric import Metric
 from medmvl.registry import Registry
 
 __all__ = ["METRICS", "Metric", "label_f1"]
@@ -16,11 +16,9 @@ METRICS: Registry[Metric] = Registry("metric", EvaluationError)
 for _metric in (
     bleu.BLEU1_NLTK_MEAN,
     bleu.BLEU1_HF_MEAN,
-    bleu.BLEU1_COCO_PTB,
-    bleu.BLEU4_COCO_PTB,
-    bleu.BLEU1_COCO_WHITESPACE,
-    bleu.BLEU4_COCO_WHITESPACE,
+    *bleu.COCO_BLEU,
     rouge.ROUGE_1,
+    rouge.ROUGE_2,
     rouge.ROUGE_L,
     rouge.ROUGE_L_COCO_PTB,
     rouge.ROUGE_L_COCO_WHITESPACE,
@@ -39,8 +37,12 @@ for _metric in (
     choice.LETTER_ACCURACY_PUBLISHED,
     choice.LETTER_ACCURACY_M3D,
     boxes.MIOU,
+    measured.BRIER,
+    measured.ECE,
+    measured.COVERAGE,
+    measured.SELECTIVE_ACCURACY,
     boxes.ACC_IOU50,
     boxes.MIOU_PUBLISHED,
-    *(label_f1(kind, name) for name in LABELLERS for kind in ("macro", "micro")),
+    *(label_f1(kind, name) for name in LABELERS for kind in ("macro", "micro")),
 ):
     METRICS.add(_metric.name, _metric)

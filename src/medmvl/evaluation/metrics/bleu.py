@@ -1,22 +1,23 @@
-"""BLEU in the flavours that published medical VLM numbers mix: sentence means (NLTK, Hugging Face) and corpus (COCO).
+"""BLEU in the variants of published medical VLM numbers: sentence means (NLTK, Hugging Face) and corpus BLEU (COCO).
 
-The same answers score differently under each (metrics of "No pleural effusion." differ by 0.1), so each is a metric
-with its own name, and none is called just BLEU. Formula: Papineni et al. 2002.
+The same answers score differently under each (for "No pleural effusion." by 0.1), so each variant is a metric with its own
+name. Formula: Papineni et al. 2002.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from medmvl.evaluation.items import Item
-from medmvl.evaluation.metrics.base import Metric, Rows, cached, text_metric
+from medmvl.evaluation.metrics.metric import Metric, Rows, cached, text_metric
 from medmvl.evaluation.metrics.ptb import ptb_tokens
 from medmvl.evaluation.statistics import Floats
-from medmvl.evaluation.text import Tokenizer, normalized_tokens, tokens_13a, whitespace_tokens
+from medmvl.evaluation.text import Tokenizer, ct_chat_answer, normalized_tokens, tokens_13a
 
 MAX_ORDER = 4
 # pycocoevalcap adds these inside the precisions, so a COCO BLEU is never exactly 0.
@@ -76,22 +77,71 @@ def coco_corpus_bleu(sums: Floats, order: int) -> Floats:
     return geometric * penalty
 
 
-def _coco_metric(order: int, tokenizer_name: str, tokenize: Tokenizer, *, drop_empty: bool) -> Metric:
+@dataclass(frozen=True, slots=True)
+class CocoScorer:
+    """A published use of pycocoevalcap's corpus scorers.
+
+    Attributes:
+        name: part of the metric names.
+        texts: item -> (answer, reference) as it is tokenized, None for an item that the scorer leaves out.
+        prepare: text -> text whose white space separates the tokens.
+        note: the items it leaves out, for the definition.
+    """
+
+    name: str
+    texts: Callable[[Item], tuple[str, str] | None]
+    prepare: Callable[[str], str]
+    note: str
+
+    def tokenize(self, text: str) -> list[str]:
+        """Return the tokens of a text."""
+        return self.prepare(text).split()
+
+
+def ptb_text(text: str) -> str:
+    """Return the PTB tokens of a text, joined by spaces."""
+    return " ".join(ptb_tokens(text))
+
+
+def _unimed_texts(item: Item) -> tuple[str, str] | None:
+    """Return the texts, or None if a side is empty. A side with punctuation only is not empty, though it has no tokens."""
+    return (item.hypothesis, item.target) if item.prediction.strip() and item.reference.strip() else None
+
+
+def _ct_chat_texts(item: Item) -> tuple[str, str] | None:
+    """Return the texts with the answer cleaned, or None if the reference has a line break."""
+    if "\n" in item.reference:
+        return None
+    return (item.hypothesis if item.other_script else ct_chat_answer(item.prediction)), item.target
+
+
+UNIMED_COCO = CocoScorer("ptb", _unimed_texts, ptb_text, "items with an empty side are dropped, as published")
+CT_CHAT_COCO = CocoScorer(
+    "whitespace",
+    _ct_chat_texts,
+    str,
+    "as CT-CHAT's scorer: special tokens and line breaks are deleted from answers, references with a line break are dropped",
+)
+
+
+def coco_bleu(order: int, scorer: CocoScorer) -> Metric:
+    """Make corpus BLEU of an order from 1 to 4."""
+
     @cached
-    def row(answer: str, target: str) -> list[float] | None:
-        candidate, reference = tokenize(answer), tokenize(target)
-        return None if drop_empty and not (candidate and reference) else coco_statistics(candidate, reference)
+    def row(answer: str, target: str) -> list[float]:
+        return coco_statistics(scorer.tokenize(answer), scorer.tokenize(target))
 
     def rows(items: Sequence[Item]) -> Rows:
-        return [row(item.hypothesis, item.target) for item in items]
+        pairs = map(scorer.texts, items)
+        return [None if pair is None else row(*pair) for pair in pairs]
 
-    dropped = "items with an empty side are dropped, as published" if drop_empty else "empty answers count"
     return Metric(
-        name=f"bleu{order}-coco-corpus-{tokenizer_name}",
+        name=f"bleu{order}-coco-corpus-{scorer.name}",
         definition=f"Corpus BLEU-{order} of pycocoevalcap (closest length, brevity penalty over the corpus) on "
-        f"{tokenizer_name} tokens; {dropped}.",
+        f"{scorer.name} tokens; {scorer.note}.",
         rows=rows,
         aggregate=lambda sums: coco_corpus_bleu(sums, order),
+        version="2",
     )
 
 
@@ -107,7 +157,4 @@ BLEU1_HF_MEAN = _sentence_metric(
     "MedM-VL and M3D scorers.",
     tokens_13a,
 )
-BLEU1_COCO_PTB = _coco_metric(1, "ptb", ptb_tokens, drop_empty=True)
-BLEU4_COCO_PTB = _coco_metric(4, "ptb", ptb_tokens, drop_empty=True)
-BLEU1_COCO_WHITESPACE = _coco_metric(1, "whitespace", whitespace_tokens, drop_empty=False)
-BLEU4_COCO_WHITESPACE = _coco_metric(4, "whitespace", whitespace_tokens, drop_empty=False)
+COCO_BLEU = [coco_bleu(order, scorer) for scorer in (UNIMED_COCO, CT_CHAT_COCO) for order in range(1, MAX_ORDER + 1)]

@@ -1,4 +1,4 @@
-"""Boxes in text, and how well they lie.
+"""Parsing of box text and IoU metrics.
 
 Box text is Uni-Med's: `{<x1><y1><x2><y2>}`, integers 0-100, each coordinate divided by the image's width or height,
 times 100, truncated; origin top left. Reference boxes are pixels x, y, width, height under the record's `boxes`.
@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from medmvl.errors import EvaluationError, require
+from medmvl.errors import EvaluationError, require, shown
 from medmvl.evaluation.items import Item
-from medmvl.evaluation.metrics.base import mean_metric
-
-Box = tuple[float, float, float, float]
-"""x1, y1, x2, y2 in pixels."""
+from medmvl.evaluation.metrics.foreign_boxes import Box, foreign_boxes
+from medmvl.evaluation.metrics.metric import mean_metric
 
 SCALE = 100  # Uni-Med's resolution of box text; the writing side is data.prepare.boxtext
 _BOX_TEXT = re.compile(r"\{<(\d{1,3})><(\d{1,3})><(\d{1,3})><(\d{1,3})>\}")
+#: Longest side of an image in pixels, and largest coordinate of a box.
+_LARGEST_SIDE = 10**7
 
 
 def parse_boxes(text: str, image_size: tuple[int, int]) -> list[Box]:
@@ -63,11 +63,15 @@ def image_size(item: Item) -> tuple[int, int]:
         EvaluationError: if the record has none.
     """
     size = item.record.get("image_size")
-    if not (isinstance(size, Sequence) and len(size) == 2 and all(isinstance(side, int | float) for side in size)):
+    if not (isinstance(size, Sequence) and len(size) == 2 and all(map(_is_side, size))):
         raise EvaluationError(
-            f"Record {item.id!r} is scored by boxes and has image_size = {size!r}. It needs [width, height] in pixels."
+            f"Record {shown(item.id)} is scored by boxes and has image_size = {str(size)[:80]}. It needs [width, height] in pixels."
         )
     return int(size[0]), int(size[1])
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int | float) and 1 <= value <= _LARGEST_SIDE
 
 
 def reference_boxes(item: Item) -> list[Box]:
@@ -98,7 +102,7 @@ def _pixel_boxes(value: Any) -> list[Box]:
         return [box for entry in value.values() for box in _pixel_boxes(entry)]
     if not isinstance(value, Sequence) or isinstance(value, str):
         return []
-    if len(value) == 4 and all(isinstance(number, int | float) for number in value):
+    if len(value) == 4 and all(isinstance(number, int | float) and abs(number) <= _LARGEST_SIDE for number in value):
         x, y, width, height = map(float, value)
         return [(x, y, x + width, y + height)]
     return [box for entry in value for box in _pixel_boxes(entry)]
@@ -117,9 +121,16 @@ def matched_iou(predicted: Sequence[Box], references: Sequence[Box]) -> float:
     return float(table[rows, columns].sum() / len(references))
 
 
+def predicted_boxes(item: Item) -> list[Box]:
+    """Return the boxes in the answer, in pixels: in the record's `box_format` if it names one, else in Uni-Med's."""
+    name = item.record.get("box_format")
+    read = foreign_boxes(str(name)) if name else parse_boxes
+    return read(item.prediction, image_size(item))
+
+
 def item_iou(item: Item) -> float:
     """Return the standard IoU of one item: boxes may stand anywhere in the answer; none means 0."""
-    return matched_iou(parse_boxes(item.prediction, image_size(item)), reference_boxes(item))
+    return matched_iou(predicted_boxes(item), reference_boxes(item))
 
 
 def item_iou_published(item: Item) -> float:
@@ -131,7 +142,9 @@ def item_iou_published(item: Item) -> float:
 
 
 def is_located(item: Item) -> bool:
-    """Return whether the item asks for a box."""
+    """Return whether the item asks for a box; one that asks what is in a box ("identify") does not."""
+    if item.record.get("task") == "identify":
+        return False
     return bool(_pixel_boxes(item.record.get("boxes"))) or _BOX_TEXT.search(_compact(item.reference)) is not None
 
 

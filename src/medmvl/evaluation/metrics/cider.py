@@ -1,7 +1,7 @@
 """CIDEr-D over a corpus (Vedantam et al. 2015), as pycocoevalcap computes it under the name "Cider".
 
 Document frequencies come from the references of the items scored together, so a single item scores 0 and a mean of
-scores that were each computed alone means nothing: there is no per-item CIDEr here.
+scores that were each computed alone has no meaning. Therefore CIDEr is not available per item here.
 """
 
 from __future__ import annotations
@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from medmvl.evaluation.items import Item
-from medmvl.evaluation.metrics.base import Metric, Rows, mean_of_sums
-from medmvl.evaluation.metrics.ptb import ptb_tokens
-from medmvl.evaluation.text import Tokenizer, whitespace_tokens
+from medmvl.evaluation.metrics.bleu import CT_CHAT_COCO, UNIMED_COCO, CocoScorer
+from medmvl.evaluation.metrics.metric import Metric, Rows, mean_of_sums
 
 Gram = tuple[str, ...]
 ORDERS = 4
@@ -74,23 +73,23 @@ def cider_d(pairs: Sequence[tuple[Sequence[str], Sequence[str]]]) -> list[float]
     return [SCALE * _similarity(vectors[candidate], vectors[reference]) for candidate, reference in keys]
 
 
-def _cider_metric(tokenizer_name: str, tokenize: Tokenizer, *, drop_empty: bool) -> Metric:
+def _cider_metric(scorer: CocoScorer) -> Metric:
     def rows(items: Sequence[Item]) -> Rows:
-        pairs = [(tokenize(item.hypothesis), tokenize(item.target)) for item in items]
-        kept = [bool(pair[0] and pair[1]) or not drop_empty for pair in pairs]
-        scores = iter(cider_d([pair for pair, keep in zip(pairs, kept, strict=True) if keep]))
-        return [(next(scores), 1.0) if keep else None for keep in kept]
+        texts = [scorer.texts(item) for item in items]
+        kept = [pair for pair in texts if pair is not None]
+        scores = iter(cider_d([(scorer.tokenize(answer), scorer.tokenize(target)) for answer, target in kept]))
+        return [None if pair is None else (next(scores), 1.0) for pair in texts]
 
-    dropped = "items with an empty side are dropped" if drop_empty else "empty answers count as 0"
     return Metric(
-        name=f"cider-d-corpus-{tokenizer_name}",
-        definition=f"CIDEr-D of pycocoevalcap (scale 0 to 10) on {tokenizer_name} tokens, document frequencies over all "
-        f"references of the benchmark; {dropped}.",
+        name=f"cider-d-corpus-{scorer.name}",
+        definition=f"CIDEr-D of pycocoevalcap (scale 0 to 10) on {scorer.name} tokens, document frequencies over all "
+        f"references of the benchmark; {scorer.note}.",
         rows=rows,
         aggregate=mean_of_sums,
+        version="2",
         item_means=False,
     )
 
 
-CIDER_PTB = _cider_metric("ptb", ptb_tokens, drop_empty=True)
-CIDER_WHITESPACE = _cider_metric("whitespace", whitespace_tokens, drop_empty=False)
+CIDER_PTB = _cider_metric(UNIMED_COCO)
+CIDER_WHITESPACE = _cider_metric(CT_CHAT_COCO)

@@ -1,4 +1,4 @@
-"""Recall at k: is a right candidate among the first k?"""
+"""Recall at k (R@k) of retrieval."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from medmvl.errors import EvaluationError
 from medmvl.evaluation.items import Item
-from medmvl.evaluation.metrics.base import Metric, mean_metric
+from medmvl.evaluation.metrics.metric import Metric, mean_metric
 from medmvl.models.contrastive.retrieval import DEPTHS, DIRECTIONS, chance, recall_name
 
 _WORDS = {"image_to_text": ("image or volume", "reports"), "text_to_image": ("report", "images or volumes")}
@@ -42,11 +42,11 @@ def _retrieval(item: Item) -> dict[str, Any]:
     return found
 
 
-RECALLS = {recall_name(direction, k): _recall_at(direction, k) for direction in DIRECTIONS for k in DEPTHS}
+RECALLS = {recall_name(direction, k): _recall_at(direction, k) for direction in DIRECTIONS for k in (*DEPTHS, 50, 100)}
 
 
 def by_chance(items: Sequence[Item]) -> list[Item]:
-    """Return the items with what a random order of the candidates would find: the recalls expected of it."""
+    """Return the items with the recall that a random order of the candidates is expected to reach."""
     chances = []
     for item in items:
         retrieval = {way: {**found, "rank": None} for way, found in _retrieval(item).items()}

@@ -1,6 +1,6 @@
-"""Short answers: token F1 and recall, equality, and closed answers read strictly.
+"""Scores of short answers: token F1 and recall, equality, and strict reading of closed answers.
 
-Published closed accuracies take any answer that contains the reference, so "not sure" scores as "no". Both numbers are
+The published closed accuracy counts every answer that contains the reference, so "not sure" scores as "no". Both numbers are
 here, under different names.
 """
 
@@ -9,17 +9,27 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
+from medmvl.evaluation.answer_types import CLOSED_TYPES, answer_type
 from medmvl.evaluation.items import Item
-from medmvl.evaluation.metrics.base import mean_metric
-from medmvl.evaluation.text import normalize_word, normalized_tokens, split_characters
+from medmvl.evaluation.metrics.choice import offered_letters
+from medmvl.evaluation.metrics.choice_letters import stated_letter
+from medmvl.evaluation.metrics.metric import mean_metric
+from medmvl.evaluation.scripts import spaced_words
+from medmvl.evaluation.text import normalize_word, normalized_tokens, strip_markup
 
 YES_NO = ("yes", "no")
+_LONGEST_CHOICE = 500  # characters at the end of a question that are searched for "A or B?"
 _CHINESE_YES = frozenset({"是", "是的", "有", "存在", "对", "包含", "可以", "能"})
 _CHINESE_NO = frozenset({"否", "不", "不是", "没有", "无", "不存在", "不对", "不包含", "不可以", "不能"})
 # "Is it on the left or the right?" -> left, right: the last "A or B" before the question mark.
-_TWO_WAY = re.compile(r"([^,.?:;]+?)(?:,\s*|\s+)or\s+([^,.?:;]+?)\s*\?\s*$", re.IGNORECASE)
-_LEADING_VERDICT = re.compile(r"^\W*(yes|no)\s*(?:[.,;:!\n-]|$)", re.IGNORECASE)
+_TWO_WAY = re.compile(r"([^,.?:;]{1,200}?)(?:, ?| )or ([^,.?:;]{1,200}?) ?\? ?$", re.IGNORECASE)
+# A dash directly before a letter is part of a word ("no-contrast").
+_LEADING_VERDICT = re.compile(
+    r"^[\W_]*(?:(?:the )?(?:final )?answer(?: is)?[\W_]+)?(yes|no)\s*(?:[.,;:!?\n\u2013\u2014()\]]|-(?!\w)|$)",
+    re.IGNORECASE,
+)
 
 
 def token_overlap(candidate: Sequence[str], reference: Sequence[str]) -> tuple[int, int, int]:
@@ -56,7 +66,7 @@ def token_precision(item: Item) -> float:
 def equal_normalized(item: Item) -> float:
     """Return 1 if both sides are equal after `normalize_word`; an empty answer is never right.
 
-    A reference that the normalisation empties (the option "A" is an article) is compared as written, without case.
+    A reference that the normalization empties (the option "A" is an article) is compared as written, without case.
     """
     prediction, reference = normalize_word(item.hypothesis), normalize_word(item.target)
     if not reference:
@@ -65,7 +75,7 @@ def equal_normalized(item: Item) -> float:
 
 
 def contains_reference(item: Item) -> float:
-    """Return 1 if the normalised reference is a substring of the normalised prediction (the published rule)."""
+    """Return 1 if the normalized reference is a substring of the normalized prediction (the published rule)."""
     reference = normalize_word(item.target)
     return float(bool(reference) and reference in normalize_word(item.hypothesis))
 
@@ -78,20 +88,18 @@ def closed_correct_llava_med(item: Item) -> float:
 
 
 def is_closed(item: Item) -> bool:
-    """Return whether the item is a closed question: `answer_type` CLOSED or yes/no, else a yes/no reference."""
-    kind = str(item.record.get("answer_type") or "").lower()
-    if kind:
-        return kind in ("closed", "close", "yes/no")
-    return normalize_word(item.reference) in YES_NO
+    """Whether the item is a closed question: by its `answer_type`, and without one by a yes/no reference."""
+    kind = answer_type(item.record)
+    return kind in CLOSED_TYPES if kind else normalize_word(item.reference) in YES_NO
 
 
 def is_open(item: Item) -> bool:
-    """Return whether the item is an open question."""
+    """Whether the item is an open question."""
     return not is_closed(item)
 
 
 def options_of(item: Item) -> list[str]:
-    """Return the answers a closed question allows, normalised: record `options`, yes/no, or "A or B" in the question.
+    """Return the answers a closed question allows, normalized: record `options`, yes/no, or "A or B" in the question.
 
     An empty list means that they are not stated.
     """
@@ -103,7 +111,7 @@ def options_of(item: Item) -> list[str]:
     reference = normalize_word(item.target)
     if reference in YES_NO:
         return list(YES_NO)
-    pair = _TWO_WAY.search(item.question.strip())
+    pair = _TWO_WAY.search(" ".join(item.question.split())[-_LONGEST_CHOICE:])
     if pair is None:
         return []
     # The sides carry more than the options ("is it on left" | "right side"): the reference tells how long an option is.
@@ -125,14 +133,15 @@ def _occurs(words: str, text: str) -> bool:
 def chosen_option(prediction: str, options: Sequence[str]) -> str | None:
     """Return the one option that a prediction commits to, or None if it names none or several.
 
-    A leading "yes" or "no" followed by punctuation or the end decides a yes/no question ("Yes, there is no ..." is
-    yes). Otherwise exactly one of the options must occur as whole words; an option inside a longer one that also
-    occurs ("left" in "left lung") does not count.
+    Markdown, tags and quotes are removed first. A leading "yes" or "no" followed by punctuation or the end decides a yes/no
+    question ("Yes, there is no ..." is yes). Otherwise exactly one of the options must occur as whole words; an option
+    inside a longer one that also occurs ("left" in "left lung") does not count.
     """
-    leading = _LEADING_VERDICT.match(prediction)
+    said = strip_markup(prediction)
+    leading = _LEADING_VERDICT.match(said)
     if leading and set(options) == set(YES_NO):
         return leading.group(1).lower()
-    text = normalize_word(prediction)
+    text = normalize_word(said)
     named = {option for option in options if _occurs(option, text)}
     longest = {option for option in named if not any(option != other and _occurs(option, other) for other in named)}
     return longest.pop() if len(longest) == 1 else None
@@ -144,14 +153,26 @@ def closed_correct(item: Item) -> float:
         return _chinese_closed(item)
     reference = normalize_word(item.target)
     options = options_of(item)
+    chosen = _right_option(item)
+    if chosen is not None:
+        letter = stated_letter(item.prediction, offered_letters(item))
+        if letter is not None:
+            return float(letter == chosen[0].lower())
+        reference = normalize_word(chosen[1])
     if reference not in options:
-        return equal_normalized(item)
+        return equal_normalized(replace(item, prediction=strip_markup(item.prediction)))
     return float(chosen_option(item.hypothesis, options) == reference)
+
+
+def _right_option(item: Item) -> tuple[str, str] | None:
+    """Return the letter and the text of the right option of a multiple-choice question, or None if the record has none."""
+    options, letter = item.record.get("options"), str(item.record.get("answer_choice") or "")
+    return (letter, str(options[letter])) if isinstance(options, dict) and letter in options else None
 
 
 def _chinese_closed(item: Item) -> float:
     prediction, reference = (
-        re.sub(r"[^\w]", "", split_characters(text)).lower() for text in (item.prediction, item.reference)
+        re.sub(r"[^\w]", "", spaced_words(text)).lower() for text in (item.prediction, item.reference)
     )
     for family in (_CHINESE_YES, _CHINESE_NO):
         if reference in family:
@@ -186,16 +207,17 @@ CLOSED_ACCURACY = mean_metric(
     "Share of CLOSED questions answered right under strict parsing: yes/no by a leading verdict or exactly one of the "
     "two words; two-way choices by exactly one option named; otherwise equality after normalize_word.",
     lambda item: closed_correct(item) if is_closed(item) else None,
+    version="2",
 )
 CLOSED_ACCURACY_PUBLISHED = mean_metric(
     "closed-accuracy-contains",
-    'Share of CLOSED questions whose normalised reference is a substring of the normalised answer ("no" in "not '
+    'Share of CLOSED questions whose normalized reference is a substring of the normalized answer ("no" in "not '
     'sure" counts): the Uni-Med rule, kept for comparison only.',
     lambda item: contains_reference(item) if is_closed(item) else None,
 )
 CLOSED_ACCURACY_LLAVA_MED = mean_metric(
     "closed-accuracy-llava-med",
-    'LLaVA-Med\'s share of right CLOSED answers: wrong without a "yes" or "no" anywhere, else right if the normalised '
+    'LLaVA-Med\'s share of right CLOSED answers: wrong without a "yes" or "no" anywhere, else right if the normalized '
     "reference is a substring of the answer.",
     lambda item: closed_correct_llava_med(item) if is_closed(item) else None,
 )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from medmvl.evaluation.tasks import ct, medmnist, own, paper2d, phantom, retrieval
-from medmvl.evaluation.tasks.base import BENCHMARKS, GROUPS, Benchmark, Column, expand_benchmarks
+from medmvl.evaluation.tasks import calibration, ct, evidence, medmnist, own, paper2d, phantom, retrieval
+from medmvl.evaluation.tasks.benchmark import BENCHMARKS, GROUPS, Benchmark, Column, expand_benchmarks
 from medmvl.evaluation.tasks.profiles import PROFILES, with_profile
 
 __all__ = [
@@ -13,7 +13,9 @@ __all__ = [
     "Column",
     "PROFILES",
     "expand_benchmarks",
+    "calibration",
     "ct",
+    "evidence",
     "medmnist",
     "own",
     "paper2d",

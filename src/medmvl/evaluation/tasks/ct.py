@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medmvl.evaluation.tasks.base import BENCHMARKS, Benchmark, of_task, usual_files
+from medmvl.evaluation.tasks.benchmark import BENCHMARKS, Benchmark, of_task, usual_files
 from medmvl.evaluation.tasks.profiles import PROFILES
 
 _BOTH = (
@@ -34,7 +34,7 @@ for _task, (_title, _profile, _about) in _CT_RATE.items():
             columns=PROFILES[_profile](),
             headline="bleu1",
             files=usual_files("ct-rate", "valid"),
-            licence="CC BY-NC-SA 4.0, gated",
+            license="CC BY-NC-SA 4.0, gated",
             belongs=of_task(_task),
             profile=_profile,
         ),
@@ -42,7 +42,7 @@ for _task, (_title, _profile, _about) in _CT_RATE.items():
 
 for _name, _title, _tasks in (
     ("m3d-report", "M3D captions", ("report", "caption")),
-    ("m3d-vqa", "M3D questions", ("vqa",)),
+    ("m3d-vqa", "M3D questions", ("vqa", "choice")),
 ):
     BENCHMARKS.add(
         _name,
@@ -50,11 +50,11 @@ for _name, _title, _tasks in (
             name=_name,
             title=_title,
             about="M3D-Bench, test split. Published: mean of Hugging Face BLEU-1, ROUGE-1 and METEOR per answer, and its own "
-            "letter rule for closed questions. METEOR here has no synonyms.",
+            "letter rule for closed questions; the mean over question types is Med-2E3's. METEOR here has no synonyms.",
             columns=PROFILES["m3d"](),
             headline="bleu1",
             files=usual_files(_name.replace("report", "cap"), "test", also=("m3d",)),
-            licence="see the data set's card (M3D-Data)",
+            license="see the data set's card (M3D-Data)",
             belongs=of_task(*_tasks),
             profile="m3d",
         ),

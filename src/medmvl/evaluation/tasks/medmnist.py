@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from medmvl.data.prepare.medmnist_info import SUBSETS, Subset
-from medmvl.evaluation.tasks.base import BENCHMARKS, Benchmark, Where, usual_files
+from medmvl.data.converters.medmnist_subsets import SUBSETS, Subset
+from medmvl.evaluation.tasks.benchmark import BENCHMARKS, Benchmark, Where, usual_files
 from medmvl.evaluation.tasks.profiles import PROFILES, label_columns
 
 
@@ -26,7 +26,7 @@ def _add(flag: str, subset: Subset) -> None:
             name=short_name(flag),
             title=f"MedMNIST {flag}",
             about=f"Which class does this {subset.picture} show? {len(subset.classes)} classes, official test split. "
-            "Accuracy is equality of normalised words; an AUC needs probabilities, which a generated answer has not."
+            "Accuracy is equality of normalized words; an AUC needs probabilities, which a generated answer has not."
             + (
                 " Several classes may be right: equality wants all of them in order, label F1 reads the list."
                 if subset.multi_label
@@ -35,7 +35,7 @@ def _add(flag: str, subset: Subset) -> None:
             columns=columns,
             headline="accuracy",
             files=usual_files("medmnist", "test", also=(flag,)),
-            licence=subset.licence,
+            license=subset.license,
             belongs=_of_subset(flag),
             profile="unimed-classify",
         ),

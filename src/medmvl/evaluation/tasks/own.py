@@ -1,13 +1,17 @@
-"""The benchmark for one's own records: every metric that needs nothing but an answer, and no published number beside it."""
+"""The benchmark for a user's own records: all metrics that need only a reference answer.
+
+There are no published numbers for it.
+"""
 
 from __future__ import annotations
 
 from medmvl.evaluation.metrics.boxes import is_located
-from medmvl.evaluation.tasks.base import BENCHMARKS, Benchmark, column, usual_files
-from medmvl.evaluation.tasks.profiles import careful_report, careful_vqa, has_letter
+from medmvl.evaluation.metrics.choice import has_letter
+from medmvl.evaluation.tasks.benchmark import BENCHMARKS, Benchmark, column, usual_files
+from medmvl.evaluation.tasks.profiles import recommended_report, recommended_vqa
 
 _HEADLINE = "token_f1_unimed"
-_WORDS = (column(_HEADLINE, "token-f1-unimed"), *careful_vqa(), *careful_report())
+_WORDS = (column(_HEADLINE, "token-f1-unimed"), *recommended_vqa(), *recommended_report())
 
 OWN = BENCHMARKS.add(
     "own",
@@ -23,6 +27,6 @@ OWN = BENCHMARKS.add(
         ),
         headline=_HEADLINE,
         files=usual_files("own", "test"),
-        licence="yours",
+        license="yours",
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medmvl.evaluation.tasks.base import BENCHMARKS, Benchmark, Where, of_task, usual_files
+from medmvl.evaluation.tasks.benchmark import BENCHMARKS, Benchmark, Where, of_task, usual_files
 from medmvl.evaluation.tasks.profiles import PROFILES, label_columns
 
 _CC_BY_4 = "CC BY 4.0"
@@ -22,7 +22,7 @@ BENCHMARKS.add(
         columns=PROFILES[_unimed("report")](),
         headline="bleu1",
         files=usual_files("mpx-single", "test", also=("medpix",)),
-        licence="MedPix terms (NLM), via RadFM",
+        license="MedPix terms (NLM), via RadFM",
         belongs=of_task("report", "caption"),
         profile=_unimed("report"),
     ),
@@ -40,7 +40,7 @@ BENCHMARKS.add(
         ),
         headline="bleu1",
         files=usual_files("mimic-cxr", "test"),
-        licence="PhysioNet credentialed (no redistribution)",
+        license="PhysioNet credentialed (no redistribution)",
         belongs=of_task("report"),
         profile=_unimed("report"),
     ),
@@ -51,18 +51,18 @@ BENCHMARKS.add(
         name="pathvqa",
         title="PathVQA",
         about="Questions about pathology images, test split, open and closed together. Published: mean NLTK BLEU-1 of "
-        "normalised words.",
+        "normalized words.",
         columns=PROFILES[_unimed("vqa")](),
         headline="bleu1",
         files=usual_files("path-vqa", "test", also=("pathvqa",)),
-        licence="MIT (questions); images from textbooks and PEIR",
+        license="MIT (questions); images from textbooks and PEIR",
         belongs=of_task("vqa"),
         profile=_unimed("vqa"),
     ),
 )
 
 
-def _boxes(name: str, title: str, folder: str, split_note: str, licence: str) -> None:
+def _boxes(name: str, title: str, folder: str, split_note: str, license: str) -> None:
     """Register the two box benchmarks of a data set."""
     BENCHMARKS.add(
         f"{name}-refer",
@@ -73,7 +73,7 @@ def _boxes(name: str, title: str, folder: str, split_note: str, licence: str) ->
             columns=PROFILES[_unimed("refer")](),
             headline="miou_published",
             files=usual_files(folder, "test"),
-            licence=licence,
+            license=license,
             belongs=of_task("refer"),
             profile=_unimed("refer"),
         ),
@@ -83,11 +83,11 @@ def _boxes(name: str, title: str, folder: str, split_note: str, licence: str) ->
         Benchmark(
             name=f"{name}-identify",
             title=f"{title}: name the box",
-            about=f"What is inside the given box? {split_note} Published: mean NLTK BLEU-1 of normalised words.",
+            about=f"What is inside the given box? {split_note} Published: mean NLTK BLEU-1 of normalized words.",
             columns=PROFILES[_unimed("identify")](),
             headline="bleu1",
             files=usual_files(folder, "test"),
-            licence=licence,
+            license=license,
             belongs=of_task("identify"),
             profile=_unimed("identify"),
         ),
@@ -116,12 +116,12 @@ def _slake_vqa(name: str, language: str | None, note: str) -> None:
             columns=PROFILES[_unimed("vqa")](),
             headline="bleu1",
             files=usual_files("slake", "test"),
-            licence=_CC_BY_4,
+            license=_CC_BY_4,
             belongs=lambda item: vqa(item) and in_language(item),
             profile=_unimed("vqa"),
         ),
     )
 
 
-_slake_vqa("slake-vqa", "en", "English, as in the paper. Published: mean NLTK BLEU-1 of normalised words.")
+_slake_vqa("slake-vqa", "en", "English, as in the paper. Published: mean NLTK BLEU-1 of normalized words.")
 _slake_vqa("slake-vqa-zh", "zh", "Chinese, scored by character; there is no published number to compare with.")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
+from medmvl.data.synthetic import LICENSE
 from medmvl.evaluation.metrics.boxes import is_located
-from medmvl.evaluation.metrics.choice import stated_letter
-from medmvl.evaluation.tasks.base import BENCHMARKS, Benchmark, Column, Where, column, usual_files
+from medmvl.evaluation.metrics.choice import has_letter
+from medmvl.evaluation.tasks.benchmark import BENCHMARKS, Benchmark, Column, Where, column, usual_files
 
 
 def of_task(*names: str) -> Where:
     """Return a filter for records whose `task` is one of `names`: a phantom file mixes tasks, so a task is needed."""
     return lambda item: item.record.get("task") in names
-
-
-LICENCE = "Apache-2.0 (drawn by medmvl; synthetic)"
 
 
 def _word_columns() -> tuple[Column, ...]:
@@ -31,7 +29,7 @@ def _word_columns() -> tuple[Column, ...]:
         column("bleu4_coco_corpus", "bleu4-coco-corpus-ptb", of_task("report", "long")),
         column("label_f1_macro", "label-f1-macro-rule-based-ct-rate", of_task("report")),
         column("label_f1_micro", "label-f1-micro-rule-based-ct-rate", of_task("report")),
-        column("letter_accuracy", "letter-accuracy-strict", lambda item: stated_letter(item.reference) is not None),
+        column("letter_accuracy", "letter-accuracy-strict", has_letter),
     )
 
 
@@ -54,7 +52,7 @@ PHANTOM_2D = BENCHMARKS.add(
         columns=(*_word_columns(), *_box_columns()),
         headline="closed_accuracy",
         files=usual_files("phantom-2d", "test", also=("slake",)),
-        licence=LICENCE,
+        license=LICENSE,
         synthetic=True,
     ),
 )
@@ -68,7 +66,7 @@ PHANTOM_CT = BENCHMARKS.add(
         columns=_word_columns(),
         headline="closed_accuracy",
         files=usual_files("phantom-ct", "test") + usual_files("ct-rate", "valid"),
-        licence=LICENCE,
+        license=LICENSE,
         synthetic=True,
     ),
 )

@@ -1,6 +1,6 @@
-"""Scorer profiles: the columns that a published protocol reports, and the careful ones beside them.
+"""Scorer profiles: the columns of a published protocol, and stricter metrics in addition.
 
-`unimed` is the scorer behind the paper's 2D table, `ct-rate` holds both BLEU flavours of its CT table, `m3d` is M3D-Bench,
+`unimed` is the scorer behind the paper's 2D table, `ct-rate` holds both BLEU flavors of its CT table, `m3d` is M3D-Bench,
 `llava-med` LLaVA-Med v1. A profile's first column is the number its papers print.
 """
 
@@ -9,23 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
+from medmvl.data.converters.m3d import QUESTION_TYPES
 from medmvl.errors import EvaluationError
 from medmvl.evaluation.items import Item
-from medmvl.evaluation.metrics.choice import stated_letter
+from medmvl.evaluation.metrics.choice import has_letter
+from medmvl.evaluation.metrics.metric import mean_over_types
 from medmvl.evaluation.metrics.vqa import is_open
-from medmvl.evaluation.tasks.base import Benchmark, Column, Where, column
+from medmvl.evaluation.tasks.benchmark import Benchmark, Column, Where, column
 from medmvl.registry import Registry
 
 PROFILES: Registry[Callable[[], tuple[Column, ...]]] = Registry("scorer profile", EvaluationError)
 
 
-def has_letter(item: Item) -> bool:
-    """Return whether the reference states an option letter."""
-    return stated_letter(item.reference) is not None
-
-
-def careful_vqa() -> tuple[Column, ...]:
-    """Return what a careful reader wants beside any published VQA number."""
+def recommended_vqa() -> tuple[Column, ...]:
+    """Return the columns that are shown in addition to every published VQA number."""
     return (
         column("closed_accuracy", "closed-accuracy-strict"),
         column("open_recall", "open-recall"),
@@ -36,31 +33,33 @@ def careful_vqa() -> tuple[Column, ...]:
     )
 
 
-def careful_report() -> tuple[Column, ...]:
+def recommended_report() -> tuple[Column, ...]:
     """Return the word-level metrics that every report benchmark shows."""
     return (
         column("bleu1_nltk_mean", "bleu1-nltk-mean"),
+        column("rouge_1", "rouge-1"),
+        column("rouge_2", "rouge-2"),
         column("rouge_l", "rouge-l"),
         column("meteor", "meteor-exact-stem"),
         column("token_f1_unimed", "token-f1-unimed"),
     )
 
 
-def label_columns(labeller: str, where: Where | None = None) -> tuple[Column, ...]:
-    """Return macro and micro label F1 with a labeller of `LABELLERS`."""
+def label_columns(labeler: str, where: Where | None = None) -> tuple[Column, ...]:
+    """Return macro and micro label F1 with a labeler of `LABELERS`."""
     return (
-        column("label_f1_macro", f"label-f1-macro-{labeller}", where),
-        column("label_f1_micro", f"label-f1-micro-{labeller}", where),
+        column("label_f1_macro", f"label-f1-macro-{labeler}", where),
+        column("label_f1_micro", f"label-f1-micro-{labeler}", where),
     )
 
 
 @PROFILES.register("unimed-vqa")
 def unimed_vqa() -> tuple[Column, ...]:
-    """Uni-Med's VQA: mean NLTK BLEU-1 of normalised words is the published number."""
+    """Return Uni-Med's columns for VQA; the published number is mean NLTK BLEU-1 of normalized words."""
     return (
         column("bleu1", "bleu1-nltk-mean"),
         column("bleu1_nltk_mean", "bleu1-nltk-mean"),
-        *careful_vqa(),
+        *recommended_vqa(),
         column("closed_accuracy_published", "closed-accuracy-contains"),
         column("bleu1_hf_mean", "bleu1-hf-mean-13a"),
     )
@@ -68,21 +67,21 @@ def unimed_vqa() -> tuple[Column, ...]:
 
 @PROFILES.register("unimed-report")
 def unimed_report() -> tuple[Column, ...]:
-    """Uni-Med's captions and reports: corpus COCO BLEU-1 on PTB tokens is the published number."""
+    """Return Uni-Med's columns for captions and reports; the published number is corpus COCO BLEU-1 on PTB tokens."""
     return (
         column("bleu1", "bleu1-coco-corpus-ptb"),
         column("bleu1_coco_corpus", "bleu1-coco-corpus-ptb"),
-        column("bleu4_coco_corpus", "bleu4-coco-corpus-ptb"),
+        *(column(f"bleu{order}_coco_corpus", f"bleu{order}-coco-corpus-ptb") for order in (2, 3, 4)),
         column("bleu1_hf_mean", "bleu1-hf-mean-13a"),
         column("rouge_l_coco", "rouge-l-coco-ptb"),
         column("cider", "cider-d-corpus-ptb"),
-        *careful_report(),
+        *recommended_report(),
     )
 
 
 @PROFILES.register("unimed-identify")
 def unimed_identify() -> tuple[Column, ...]:
-    """Uni-Med's naming of a box (REG): mean NLTK BLEU-1 is the published number."""
+    """Return Uni-Med's columns for naming a box (REG); the published number is mean NLTK BLEU-1."""
     return (
         column("bleu1", "bleu1-nltk-mean"),
         column("bleu1_nltk_mean", "bleu1-nltk-mean"),
@@ -94,7 +93,7 @@ def unimed_identify() -> tuple[Column, ...]:
 
 @PROFILES.register("unimed-refer")
 def unimed_refer() -> tuple[Column, ...]:
-    """Uni-Med's finding of a box (REC): mean IoU with inclusive pixels is the published number."""
+    """Return Uni-Med's columns for locating a box (REC); the published number is mean IoU with inclusive pixels."""
     return (
         column("miou_published", "miou-unimed"),
         column("miou", "miou"),
@@ -104,7 +103,7 @@ def unimed_refer() -> tuple[Column, ...]:
 
 @PROFILES.register("unimed-classify")
 def unimed_classify() -> tuple[Column, ...]:
-    """Uni-Med's classification: equality of normalised words is the published number."""
+    """Return Uni-Med's columns for classification; the published number is equality of normalized words."""
     return (
         column("accuracy", "accuracy"),
         column("token_f1_unimed", "token-f1-unimed"),
@@ -116,22 +115,25 @@ def _ct_rate_words() -> tuple[Column, ...]:
         column("bleu1", "bleu1-hf-mean-13a"),
         column("bleu1_hf_mean", "bleu1-hf-mean-13a"),
         column("bleu1_coco_corpus", "bleu1-coco-corpus-whitespace"),
-        column("bleu4_coco_corpus", "bleu4-coco-corpus-whitespace"),
+        *(column(f"bleu{order}_coco_corpus", f"bleu{order}-coco-corpus-whitespace") for order in (2, 3, 4)),
         column("rouge_l_coco", "rouge-l-coco-whitespace"),
         column("cider", "cider-d-corpus-whitespace"),
-        *careful_report(),
+        *recommended_report(),
     )
 
 
 @PROFILES.register("ct-rate")
 def ct_rate() -> tuple[Column, ...]:
-    """CT-RATE texts: `bleu1` as MedM-VL's rows (mean, 13a), `bleu1_coco_corpus` as CT-CHAT's rows (white space)."""
+    """Return the columns for CT-RATE texts.
+
+    `bleu1` is defined as for MedM-VL's rows (mean, 13a), `bleu1_coco_corpus` as for CT-CHAT's rows (white space).
+    """
     return _ct_rate_words()
 
 
 @PROFILES.register("ct-rate-short")
 def ct_rate_short() -> tuple[Column, ...]:
-    """CT-RATE short answers, with closed accuracy for the yes/no ones."""
+    """Return the columns for CT-RATE's short answers, with closed accuracy for yes/no questions."""
     return (
         *_ct_rate_words(),
         column("closed_accuracy", "closed-accuracy-strict"),
@@ -142,7 +144,7 @@ def ct_rate_short() -> tuple[Column, ...]:
 
 @PROFILES.register("ct-rate-choice")
 def ct_rate_choice() -> tuple[Column, ...]:
-    """CT-RATE multiple choice, with the letter read strictly and by MedM-VL's rule."""
+    """Return the columns for CT-RATE's multiple choice, with the letter read strictly and by MedM-VL's rule."""
     return (
         *_ct_rate_words(),
         column("letter_accuracy", "letter-accuracy-strict"),
@@ -152,21 +154,25 @@ def ct_rate_choice() -> tuple[Column, ...]:
 
 @PROFILES.register("ct-rate-report")
 def ct_rate_report() -> tuple[Column, ...]:
-    """CT-RATE reports, with F1 of the 18 findings."""
+    """Return the columns for CT-RATE's reports, with F1 of the 18 findings."""
     return (*_ct_rate_words(), *label_columns("rule-based-ct-rate"))
 
 
 @PROFILES.register("m3d")
 def m3d() -> tuple[Column, ...]:
-    """M3D-Bench: mean HF BLEU-1, ROUGE-1 and METEOR of open answers and captions, its letter rule for closed ones."""
+    """Return M3D-Bench's columns.
+
+    They are mean HF BLEU-1, ROUGE-1 and METEOR of open answers and captions, and M3D's letter rule for closed answers;
+    `..._over_types` is the mean over M3D-VQA's five question types, as Med-2E3 reports it.
+    """
 
     def worded(item: Item) -> bool:
-        return not (item.record.get("answer_choice") or has_letter(item))
+        return not has_letter(item)
 
     def lettered(item: Item) -> bool:
         return not worded(item)
 
-    return (
+    columns = (
         column("bleu1", "bleu1-hf-mean-13a", worded),
         column("bleu1_hf_mean", "bleu1-hf-mean-13a", worded),
         column("rouge_1", "rouge-1", worded),
@@ -175,11 +181,26 @@ def m3d() -> tuple[Column, ...]:
         column("letter_accuracy_published", "letter-accuracy-m3d", lettered),
         column("letter_accuracy", "letter-accuracy-strict", lettered),
     )
+    return (*columns, *(_over_types(one) for one in columns if one.key in M3D_OVER_TYPES))
+
+
+#: Columns of M3D-VQA that are also given as the mean over question types.
+M3D_OVER_TYPES = ("bleu1", "rouge_1", "meteor", "letter_accuracy_published", "letter_accuracy")
+
+
+def _over_types(one: Column) -> Column:
+    """Return a column's mean over M3D-VQA's question types, of the items that have such a type."""
+    types = tuple(QUESTION_TYPES.values())
+
+    def typed(item: Item) -> bool:
+        return item.record.get("question_type") in types and (one.where is None or one.where(item))
+
+    return Column(f"{one.key}_over_types", mean_over_types(one.metric, types), typed)
 
 
 @PROFILES.register("llava-med")
 def llava_med() -> tuple[Column, ...]:
-    """LLaVA-Med v1: token recall of open answers is the headline, its own rule for closed ones."""
+    """Return LLaVA-Med v1's columns: token recall of open answers (the headline), and its rule for closed answers."""
     return (
         column("open_recall", "open-recall"),
         column("open_f1", "open-f1"),

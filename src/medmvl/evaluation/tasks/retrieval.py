@@ -1,9 +1,9 @@
-"""Retrieval: the right report among all of a file, and the right image or volume; for contrastive stages."""
+"""Retrieval benchmarks of contrastive stages: reports for images or volumes, and the reverse."""
 
 from __future__ import annotations
 
 from medmvl.evaluation.metrics.retrieval import RECALLS, by_chance
-from medmvl.evaluation.tasks.base import BENCHMARKS, Benchmark, Column, of_task, usual_files
+from medmvl.evaluation.tasks.benchmark import BENCHMARKS, Benchmark, Column, of_task, usual_files
 
 RETRIEVAL = BENCHMARKS.add(
     "retrieval",
@@ -15,7 +15,7 @@ RETRIEVAL = BENCHMARKS.add(
         columns=tuple(Column(key, metric) for key, metric in RECALLS.items()),
         headline="image_to_text_r_at_1",
         files=tuple(file for split in ("test", "valid", "validation") for file in usual_files("retrieval", split)),
-        licence="that of the data",
+        license="that of the data",
         belongs=of_task("report", "caption"),
         retrieval=True,
         chance=by_chance,

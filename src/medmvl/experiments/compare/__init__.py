@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
+from medmvl.experiments.compare.comparison import compare
 from medmvl.experiments.compare.matrix import Matrix, Run, expand, load_matrix
-from medmvl.experiments.compare.run import compare
 
 __all__ = ["Matrix", "Run", "compare", "expand", "load_matrix"]

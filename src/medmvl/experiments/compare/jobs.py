@@ -1,8 +1,9 @@
-"""What a comparison does, as jobs with needs: train a stage, evaluate a run; and the running of them, some at a time."""
+"""Jobs of a comparison (train a stage, evaluate a run) and two ways to run them: in sequence, or several at a time on Ray."""
 
 from __future__ import annotations
 
 import fcntl
+import graphlib
 import os
 import signal
 import subprocess
@@ -10,14 +11,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import IO, Any
+
+from medmvl.errors import require
 
 LOG = "compare.log"
+#: Seconds that the trainings of an interrupted Ray run have to save a checkpoint.
+GRACE = 60.0
+
+Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -26,12 +32,12 @@ class Job:
 
     Attributes:
         key: unique name; `needs` of other jobs refer to it.
-        what: for people ("2d-attn-seed0: stage align").
-        command: arguments of the process; None for a job that only prepares.
-        folder: where its output goes (`compare.log`) and its cost is noted.
-        needs: keys of the jobs that must be done before.
-        before: called in this process right before the command, to link what is shared.
-        done: whether the job was finished by an earlier call.
+        what: description for people ("2d-attn-seed0: stage align").
+        command: arguments of the process.
+        folder: folder of its output (`compare.log`) and its cost.
+        needs: keys of the jobs that must succeed before.
+        before: called right before the command, to link shared stages.
+        done: whether an earlier call finished the job.
     """
 
     key: str
@@ -45,7 +51,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: seconds and peak memory (bytes) of its process, and its exit status."""
+    """Result of a job: exit status, seconds and peak memory in bytes; `skipped` if no process was started."""
 
     job: Job
     status: int
@@ -54,137 +60,153 @@ class Outcome:
     skipped: bool = False
 
 
-@dataclass
-class Workers:
-    """Runs jobs as processes, at most `slots` at a time, each in a process group of its own.
+def run_in_sequence(
+    jobs: Sequence[Job], on_outcome: Callable[[Outcome], None], announce: Announce = lambda text: None
+) -> list[Outcome]:
+    """Run all jobs one after the other, in an order that respects their needs; a job whose need failed is not run.
 
-    Attributes:
-        slots: processes at a time.
-        devices: per slot the value of CUDA_VISIBLE_DEVICES; empty on a machine without.
+    Args:
+        jobs: in any order; their needs must be among them.
+        on_outcome: called after each job that ran.
         announce: called when a job starts and when it ends.
+
+    Returns:
+        The outcomes of all jobs; status -1 where a need failed.
     """
+    outcomes: dict[str, Outcome] = {}
+    with _terminate_as_interrupt():
+        for job in ordered(jobs):
+            failed = any(outcomes[need].status != 0 for need in job.needs)
+            outcome = Outcome(job, -1, skipped=True) if failed else run_job(job, announce, on_outcome)
+            outcomes[job.key] = outcome
+            _report(outcome, on_outcome, announce)
+    return list(outcomes.values())
 
-    slots: int = 1
-    devices: Sequence[str] = ()
-    announce: Callable[[str], None] = lambda text: None
-    _running: set[int] = field(default_factory=set)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _stopping: threading.Event = field(default_factory=threading.Event)
 
-    def run(self, jobs: Sequence[Job], on_outcome: Callable[[Outcome], None]) -> list[Outcome]:
-        """Run all jobs in an order that respects their needs; what needs a failed job is not run.
+def run_on_ray(
+    jobs: Sequence[Job],
+    on_outcome: Callable[[Outcome], None],
+    announce: Announce = lambda text: None,
+    *,
+    at_a_time: int = 2,
+    gpus_per_job: int = 0,
+) -> list[Outcome]:
+    """Run jobs on Ray, at most `at_a_time` at once; Ray waits for the needs of a job and assigns GPUs.
 
-        Args:
-            jobs: in any order; their needs must be among them.
-            on_outcome: called in this thread for each job that ran, as it ends.
+    Uses the cluster of RAY_ADDRESS if set, else this machine. The folders must be on storage that all machines share.
 
-        Returns:
-            The outcomes of all jobs; `skipped` where an earlier call had finished the job, status -1 where a need failed.
-        """
-        outcomes: dict[str, Outcome] = {}
-        waiting = {job.key: job for job in jobs}
-        free = list(range(self.slots))
-        active: dict[Future[Outcome], int] = {}
-        with ThreadPoolExecutor(self.slots) as pool, _terminate_as_interrupt():
-            try:
-                while waiting or active:
-                    self._settle(waiting, outcomes)
-                    for job in [job for job in waiting.values() if all(need in outcomes for need in job.needs)]:
-                        if not free:
-                            break
-                        slot = free.pop()
-                        active[pool.submit(self._one, waiting.pop(job.key), slot)] = slot
-                    if not active:
-                        continue
-                    for future in wait(active, return_when=FIRST_COMPLETED).done:
-                        free.append(active.pop(future))
-                        outcome = future.result()
-                        outcomes[outcome.job.key] = outcome
-                        on_outcome(outcome)
-            except BaseException:
-                self.stop()
-                for future in active:
-                    on_outcome(future.result())  # what was spent until now was spent
-                raise
-        return list(outcomes.values())
+    Args:
+        jobs, on_outcome, announce: as for `run_in_sequence`.
+        at_a_time: jobs at once on this machine; a cluster's own CPUs and GPUs are its limit.
+        gpus_per_job: GPUs that each job gets; 0 on a machine without.
 
-    @staticmethod
-    def _settle(waiting: dict[str, Job], outcomes: dict[str, Outcome]) -> None:
-        """Settle the jobs that are done already, and those that will never be able to run."""
-        changed = True
-        while changed:
-            changed = False
-            for job in list(waiting.values()):
-                failed = [need for need in job.needs if need in outcomes and outcomes[need].status != 0]
-                ready = all(need in outcomes for need in job.needs)
-                if failed or (ready and job.done()):
-                    outcomes[job.key] = Outcome(job, -1 if failed else 0, skipped=True)
-                    del waiting[job.key]
-                    changed = True
+    Raises:
+        MissingExtraError: without Ray (extra `ray`).
+    """
+    ray = require("ray", "ray")
+    if not ray.is_initialized():
+        local = "RAY_ADDRESS" not in os.environ
+        with _terminate_as_interrupt():  # restores our handler: Ray installs one for SIGTERM
+            ray.init(num_cpus=at_a_time if local else None, include_dashboard=False, log_to_driver=False)
+    # Ray would set one thread per task; the folders may be relative to the current one.
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, (os.cpu_count() or 1) // at_a_time))
+    folder = Path.cwd()
 
-    def _one(self, job: Job, slot: int) -> Outcome:
-        job.folder.mkdir(parents=True, exist_ok=True)
-        with (job.folder / LOG).open("ab") as log:
-            if not self._alone(job, log.fileno()):
-                return Outcome(job, 0, skipped=True)
-            self.announce(f"start  {job.what}")
-            begun = time.monotonic()
-            job.before()
-            # The process inherits the locked file, so the folder stays locked for as long as it lives, also without us.
-            process = subprocess.Popen(
-                job.command, stdout=log, stderr=subprocess.STDOUT, env=self._environment(slot), start_new_session=True
-            )
-            with self._lock:
-                self._running.add(process.pid)
-            if self._stopping.is_set():  # asked to stop between the two lines above
-                self.stop()
-            # wait4 tells the peak memory of this one process, which Popen.wait does not.
-            _, state, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(state)
-            with self._lock:
-                self._running.discard(process.pid)
-        seconds = time.monotonic() - begun
-        self.announce(f"{'done ' if process.returncode == 0 else 'FAILED'}  {job.what} ({seconds:.0f} s)")
-        return Outcome(job, process.returncode, seconds, usage.ru_maxrss * 1024)
+    def task(job: Job, *needs: Outcome) -> Outcome:
+        os.environ["OMP_NUM_THREADS"] = threads
+        os.chdir(folder)
+        failed = any(need.status != 0 for need in needs)
+        return Outcome(job, -1, skipped=True) if failed else run_job(job)
 
-    def _alone(self, job: Job, log: int) -> bool:
-        """Wait until no process of an earlier call is at work in the job's folder; return whether there is still work.
+    remote = ray.remote(num_cpus=1, num_gpus=gpus_per_job, max_retries=0)(task)
+    references: dict[str, Any] = {}
+    for job in ordered(jobs):
+        references[job.key] = remote.remote(job, *(references[need] for need in job.needs))
+    outcomes: list[Outcome] = []
+    waiting = list(references.values())
+    with _terminate_as_interrupt():
+        try:
+            while waiting:
+                finished, waiting = ray.wait(waiting)
+                outcomes.append(ray.get(finished[0]))
+                _report(outcomes[-1], on_outcome, announce)
+        except BaseException:
+            for reference in waiting:
+                ray.cancel(reference)  # interrupts the task, which stops its process
+            ray.wait(waiting, num_returns=max(1, len(waiting)), timeout=GRACE)
+            raise
+    return outcomes
 
-        A runner that was killed outright (SIGKILL, out of memory) leaves its processes alive, and two of them in one
-        folder would spoil it.
-        """
-        waited = False
-        while not self._stopping.is_set():
-            try:
-                fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not waited:
-                    self.announce(f"wait   {job.what}: a process of an earlier call is still at work there")
-                waited = True
-                time.sleep(1)
-                continue
-            return not (waited and job.done())
-        return False
 
-    def _environment(self, slot: int) -> dict[str, str]:
-        environment = dict(os.environ)
-        threads = max(1, (os.cpu_count() or 1) // self.slots)
-        environment.setdefault("OMP_NUM_THREADS", str(threads))
-        if self.devices:
-            environment["CUDA_VISIBLE_DEVICES"] = self.devices[slot]
-        return environment
+def _report(outcome: Outcome, on_outcome: Callable[[Outcome], None], announce: Announce) -> None:
+    """Pass on the outcome of a job that ran; one that was skipped is not reported."""
+    if not outcome.skipped:
+        state = "done " if outcome.status == 0 else "FAILED"
+        announce(f"{state}  {outcome.job.what} ({outcome.seconds:.0f} s)")
+        on_outcome(outcome)
 
-    def stop(self) -> None:
-        """Ask every running process group to stop; a training saves a checkpoint first."""
-        self._stopping.set()
-        with self._lock:
-            for pid in self._running:
-                os.killpg(pid, signal.SIGTERM)
+
+def ordered(jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs with every job after the ones it needs."""
+    by_key = {job.key: job for job in jobs}
+    return [by_key[key] for key in graphlib.TopologicalSorter({job.key: job.needs for job in jobs}).static_order()]
+
+
+def run_job(
+    job: Job, announce: Announce = lambda text: None, on_interrupt: Callable[[Outcome], None] = lambda outcome: None
+) -> Outcome:
+    """Run one job in a separate process group, unless it is done, and wait for it.
+
+    If this process is interrupted, the job's process group gets SIGTERM (a training then saves a checkpoint),
+    `on_interrupt` gets the outcome, and the interruption is raised again.
+    """
+    if job.done():
+        return Outcome(job, 0, skipped=True)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with (job.folder / LOG).open("ab") as log:
+        if not _wait_for_lock(job, log, announce):
+            return Outcome(job, 0, skipped=True)
+        announce(f"start  {job.what}")
+        begun = time.monotonic()
+        job.before()
+        # The process inherits the locked file: the folder stays locked while it lives, even if this process is killed.
+        process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            status, memory = _wait(process)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGTERM)
+            status, memory = _wait(process)
+            on_interrupt(Outcome(job, status, time.monotonic() - begun, memory))
+            raise
+    return Outcome(job, status, time.monotonic() - begun, memory)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> tuple[int, int]:
+    """Wait for a process and return (exit status, peak memory in bytes)."""
+    # wait4 reports the peak memory of this one process, which Popen.wait does not.
+    _, state, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(state)
+    return process.returncode, usage.ru_maxrss * 1024
+
+
+def _wait_for_lock(job: Job, log: IO[bytes], announce: Announce) -> bool:
+    """Lock the job's folder, waiting for a process of an earlier call; return whether the job still has to run.
+
+    A runner that was killed (SIGKILL, out of memory) leaves its process alive, and two processes must not write to one
+    folder.
+    """
+    try:
+        fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        announce(f"wait   {job.what}: a process of an earlier call is still at work there")
+        fcntl.flock(log, fcntl.LOCK_EX)
+        return not job.done()
+    return True
 
 
 @contextmanager
 def _terminate_as_interrupt() -> Iterator[None]:
-    """Make SIGTERM end the run the way Ctrl-C does, so that the processes it started are asked to stop, too."""
+    """Raise KeyboardInterrupt on SIGTERM, so that running processes are stopped as on Ctrl-C."""
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may set signal handlers
         return

@@ -1,4 +1,4 @@
-"""The matrix of a comparison: axes with named choices, spelt in YAML, expanded into recipes."""
+"""The matrix of a comparison: axes with named choices, spelled in YAML, expanded into recipes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from medmvl.errors import RecipeError, did_you_mean
+from medmvl.errors import RecipeError, did_you_mean, listed, naming, shown
 from medmvl.evaluation import BENCHMARKS, expand_benchmarks
 from medmvl.files import PathLike
 from medmvl.training.recipe import FolderName, Recipe, Section
@@ -24,7 +24,7 @@ Settings = dict[str, Any]
 
 
 class EvaluateSettings(Section):
-    """How every run is scored."""
+    """Settings of the evaluation of every run."""
 
     benchmarks: Annotated[list[str], Field(min_length=1)]
     """Benchmarks or groups of them (`paper-ct`)."""
@@ -111,16 +111,19 @@ def load_matrix(path: PathLike) -> Matrix:
         matrix = Matrix.model_validate(values)
     except ValidationError as error:
         faults = [_words(detail["loc"], detail["type"], detail["msg"]) for detail in error.errors()]
-        raise RecipeError(f"{file} is not a valid matrix: " + " ".join(faults)) from error
-    names = expand_benchmarks(matrix.evaluate.benchmarks)
+        raise RecipeError(listed(f"{file} is not a valid matrix:", faults)) from error
+    with naming(file):
+        names = expand_benchmarks(matrix.evaluate.benchmarks)
     assert all(name in BENCHMARKS for name in names)
     for entry in matrix.exclude:
         for axis, choice in entry.items():
             known = matrix.axes.get(axis)
             if known is None:
-                raise RecipeError(f"{file}, exclude: there is no axis {axis!r}. {did_you_mean(axis, matrix.axes)}")
+                raise RecipeError(f"{file}, exclude: there is no axis {shown(axis)}. {did_you_mean(axis, matrix.axes)}")
             if choice not in known:
-                raise RecipeError(f"{file}, exclude: {axis} has no choice {choice!r}. {did_you_mean(choice, known)}")
+                raise RecipeError(
+                    f"{file}, exclude: {axis} has no choice {shown(choice)}. {did_you_mean(choice, known)}"
+                )
     return matrix
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from medmvl.errors import require
 
-_GREY = "#64748b"
-_COLOURS = ("#2563eb", "#059669", "#d97706", "#9333ea", "#dc2626", "#0891b2", "#4d7c0f", "#be185d")
+_GRAY = "#64748b"
+_COLORS = ("#2563eb", "#059669", "#d97706", "#9333ea", "#dc2626", "#0891b2", "#4d7c0f", "#be185d")
 
 
 def quality_against_cost(summary: Mapping[str, Any]) -> str:
@@ -41,17 +41,17 @@ def _panel(axes: Any, entry: Mapping[str, Any], cost: Mapping[str, Any]) -> None
             continue
         minutes, value = cost[variant]["train_seconds"] / 60, score["value"]
         low, high = score["ci95"] or (value, value)
-        colour = _COLOURS[number % len(_COLOURS)]
+        color = _COLORS[number % len(_COLORS)]
         # A percentile interval may leave its value out by a hair; an error bar may not be negative.
         spread = [[max(0.0, value - low)], [max(0.0, high - value)]]
-        axes.errorbar([minutes], [value], yerr=spread, fmt="o", color=colour, capsize=3, markersize=7)
-        axes.annotate(variant, (minutes, value), textcoords="offset points", xytext=(8, 4), color=colour, fontsize=10)
-    axes.set_title(entry["title"], color=_GREY, fontsize=11)
-    axes.set_xlabel("training per run (minutes)", color=_GREY)
-    axes.set_ylabel(entry["headline"].replace("_", " "), color=_GREY)
+        axes.errorbar([minutes], [value], yerr=spread, fmt="o", color=color, capsize=3, markersize=7)
+        axes.annotate(variant, (minutes, value), textcoords="offset points", xytext=(8, 4), color=color, fontsize=10)
+    axes.set_title(entry["title"], color=_GRAY, fontsize=11)
+    axes.set_xlabel("training per run (minutes)", color=_GRAY)
+    axes.set_ylabel(entry["headline"].replace("_", " "), color=_GRAY)
     axes.margins(y=0.15)
     axes.set_xlim(0, 1.3 * max(axes.get_xlim()[1], 1e-3))  # room for the names to the right of the points
-    axes.tick_params(colors=_GREY)
+    axes.tick_params(colors=_GRAY)
     axes.grid(color="#94a3b8", alpha=0.25)
     for side in axes.spines.values():
         side.set_color("#94a3b8")

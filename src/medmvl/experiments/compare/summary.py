@@ -1,4 +1,4 @@
-"""What a comparison found: scores pooled over seeds, paired tests between variants, cost, one page."""
+"""Summary of a comparison: scores pooled over seeds, paired tests between variants, cost, and the report page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Found = dict[str, dict[int, Answers]]
 
 
 def write_summary(matrix: Matrix, runs: Sequence[Run], root: Path, failed: Sequence[str]) -> dict[str, Any]:
-    """Gather what the runs left in `root` and write compare.json, table.md and report.html; return the first."""
+    """Collect the results of the runs in `root`, write compare.json, table.md and report.html, and return the first."""
     summary: dict[str, Any] = {
         "matrix": matrix.name,
         "description": matrix.description,

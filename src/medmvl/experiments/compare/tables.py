@@ -71,7 +71,7 @@ def _pairs(entry: Mapping[str, Any]) -> list[str]:
         ]
         for pair in entry["pairs"]
     ]
-    note = "Approximate randomisation, runs swapped patient by patient; intervals are paired."
+    note = "Approximate randomization, runs swapped patient by patient; intervals are paired."
     return [line(header), line(["---"] * 4), *map(line, rows), "", note, ""]
 
 

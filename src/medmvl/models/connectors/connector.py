@@ -1,4 +1,4 @@
-"""A connector is a pooling followed by a projector."""
+"""Connectors: a pooling followed by a projector."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor, nn
 
 from medmvl.models.connectors.poolings import POOLINGS, PoolingSpec
 from medmvl.models.connectors.projectors import build_projector, check_projector
-from medmvl.models.visual_tokens import Grid
+from medmvl.models.grid import Grid
 
 
 class ConnectorSpec(BaseModel):
-    """The facts of a connector.
+    """Settings of a connector.
 
     Attributes:
         pooling: a name, or settings with a `name`.
@@ -65,7 +65,7 @@ class Connector(nn.Module):
         self.projector = projector
 
     def forward(self, features: Tensor) -> Tensor:
-        """Pool, then project."""
+        """Pool and project: (N, tokens, encoder width) -> (N, fewer tokens, LLM width)."""
         return self.projector(self.pooling(features))
 
 

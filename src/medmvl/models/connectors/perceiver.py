@@ -7,18 +7,18 @@ from torch import Tensor, nn
 
 from medmvl.errors import ModelError
 from medmvl.models.connectors.poolings import POOLINGS, PoolingSpec
-from medmvl.models.visual_tokens import Grid
+from medmvl.models.grid import Grid
 
 
 @POOLINGS.register("perceiver")
 class PerceiverSpec(PoolingSpec):
-    """A fixed number of latents, whatever the grid.
+    """Settings of the perceiver resampler, which has a fixed number of latents for any grid.
 
     Attributes:
         queries: (h, w) of the output, h * w latents.
         layers: cross-attention layers.
         heads: attention heads; must divide the encoder's width.
-        mlp_ratio: hidden width of the feed-forward blocks, in widths.
+        mlp_ratio: hidden width of the feed-forward blocks, as a multiple of the encoder's width.
     """
 
     queries: tuple[int, int] = (8, 8)
@@ -53,7 +53,7 @@ class PerceiverResampler(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Let the latents read the features, layer after layer."""
+        """Return the latents after the last layer: (N, T, C) -> (N, queries, C)."""
         latents = self.latents.to(features.dtype).expand(features.shape[0], -1, -1)
         for layer in self.layers:
             latents = layer(latents, features)

@@ -1,4 +1,4 @@
-"""Pixel shuffle: neighbouring tokens become one wider token, so nothing is averaged away (as in InternVL, SmolVLM)."""
+"""Pixel shuffle: neighboring tokens become one wider token, so nothing is averaged away (as in InternVL, SmolVLM)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from medmvl.errors import ModelError
 from medmvl.models.connectors.poolings import POOLINGS, PoolingSpec
-from medmvl.models.visual_tokens import Grid
+from medmvl.models.grid import Grid
 
 
 @POOLINGS.register("pixel_shuffle")
@@ -29,7 +29,7 @@ class PixelShuffleSpec(PoolingSpec):
         else:
             factors = self.factor
         fits = len(factors) == len(grid.shape) and not any(n % f for n, f in zip(grid.shape, factors, strict=False))
-        if not fits or grid.prefix:
+        if not fits or grid.num_prefix_tokens:
             raise ModelError(
                 f"The pooling 'pixel_shuffle' with factor {self.factor} does not fit the grid {grid}: every axis must be a "
                 "multiple of its factor, and there must be no class token (select_feature: patch)."
@@ -58,7 +58,7 @@ class PixelShuffle(nn.Module):
         self._shape, self._factors = shape, factors
 
     def forward(self, features: Tensor) -> Tensor:
-        """Split each axis into blocks, then put a block's tokens into the last axis."""
+        """Move each block of tokens into one: (N, prod(grid), C) -> (N, prod(grid // factors), C * prod(factors))."""
         axes = len(self._shape)
         sizes = [size for n, f in zip(self._shape, self._factors, strict=True) for size in (n // f, f)]
         split = features.unflatten(1, sizes)  # (N, n1, f1, n2, f2, ..., C)

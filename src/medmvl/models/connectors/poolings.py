@@ -1,4 +1,4 @@
-"""Poolings: a grid of features becomes a smaller one."""
+"""Poolings of a grid of features to a smaller grid."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, avg_pool3d
 
 from medmvl.errors import ModelError
-from medmvl.models.visual_tokens import Grid
+from medmvl.models.grid import Grid
 from medmvl.registry import Registry
 
 POOLINGS: Registry[type[PoolingSpec]] = Registry("pooling")
 
 
 class PoolingSpec(BaseModel):
-    """The facts of a pooling; subclasses add their settings."""
+    """Settings of a pooling; subclasses add their own."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -65,11 +65,11 @@ class AverageSpec(PoolingSpec):
         """Drop the first axis."""
         if len(grid.shape) != 3:
             raise ModelError(f"The pooling 'average' averages over slices and needs a 3D grid, got {grid}.")
-        if grid.prefix and not grid.slicewise:
+        if grid.num_prefix_tokens and not grid.slicewise:
             raise ModelError(
                 f"The pooling 'average' cannot put the class token of the grid {grid} into a slice (select_feature: patch)."
             )
-        return Grid(grid.plane, prefix=grid.prefix)
+        return Grid(grid.plane, num_prefix_tokens=grid.num_prefix_tokens)
 
     def build(self, hidden_size: int, grid: Grid) -> nn.Module:
         """Return the averaging module."""
@@ -85,7 +85,7 @@ class AverageOverSlices(nn.Module):
         self._per_slice = grid.tokens // grid.shape[0]
 
     def forward(self, features: Tensor) -> Tensor:
-        """Average tokens at the same place of all slices."""
+        """Average tokens at the same place of all slices: (N, D*t, C) -> (N, t, C)."""
         return features.unflatten(1, (-1, self._per_slice)).mean(1)
 
 
@@ -103,7 +103,11 @@ class SpatialSpec(PoolingSpec):
         """Return the factor per axis of `grid`."""
         axes = len(grid.shape)
         factors = (self.factor,) * axes if isinstance(self.factor, int) else self.factor
-        if len(factors) != axes or grid.prefix or any(g < f for g, f in zip(grid.shape, factors, strict=False)):
+        if (
+            len(factors) != axes
+            or grid.num_prefix_tokens
+            or any(g < f for g, f in zip(grid.shape, factors, strict=False))
+        ):
             raise ModelError(
                 f"The pooling 'spatial' with factor {self.factor} does not fit the grid {grid}: it needs one factor per "
                 "axis, none larger than the grid, and no class token (select_feature: patch)."
@@ -127,7 +131,7 @@ class SpatialPooling(nn.Module):
         self._shape, self._factors = shape, factors
 
     def forward(self, features: Tensor) -> Tensor:
-        """Pool on the grid."""
+        """Pool on the grid: (N, prod(grid), C) -> (N, prod(grid // factor), C)."""
         grid = features.transpose(1, 2).unflatten(2, self._shape)
         pool = avg_pool3d if len(self._shape) == 3 else avg_pool2d
         return pool(grid, self._factors).flatten(2).transpose(1, 2)
@@ -140,8 +144,9 @@ class AttentionSpec(PoolingSpec):
     Attributes:
         queries: (h, w) of the output; default: the in-plane grid of the encoder.
         heads: attention heads; must divide the encoder's width.
-        query_std: spread of fresh queries. The published 0.02 makes all of them average all tokens at first, which a
-            pretrained encoder gets over; with an encoder that starts from nothing, 1 lets them differ from the start.
+        query_std: standard deviation of new queries. With the published 0.02 each of them averages all tokens at first,
+            which suffices for a pretrained encoder. With an encoder that starts from random weights use 1, so that the
+            queries differ from the start.
     """
 
     queries: tuple[int, int] | None = None
@@ -172,6 +177,6 @@ class AttentionPooling(nn.Module):
         self.attn = nn.MultiheadAttention(hidden_size, heads, batch_first=True)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Attend from the queries to the features."""
+        """Attend from the queries to the features: (N, T, C) -> (N, queries, C)."""
         query = self.query.to(features.dtype).expand(features.shape[0], -1, -1)
         return self.attn(query, features, features, need_weights=False)[0]

@@ -39,8 +39,8 @@ def mlp2x_gelu(in_features: int, out_features: int) -> nn.Module:
 def norm_mlp2x_gelu(in_features: int, out_features: int) -> nn.Module:
     """A layer norm, then two linear layers with GELU between (InternVL, arXiv 2404.16821).
 
-    Features from before an encoder's final norm may be large; a frozen LLM reads embeddings that are many times longer
-    than those of its words badly, and the norm makes them of about one length from the first step.
+    Features from before an encoder's final norm may be large, and a frozen LLM works poorly with embeddings that are many
+    times longer than its word embeddings. The layer norm gives all of them about the same length from the first step.
     """
     return nn.Sequential(nn.LayerNorm(in_features), *mlp(2, in_features, out_features))
 

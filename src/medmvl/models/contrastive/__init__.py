@@ -1,4 +1,4 @@
-"""Contrastive pretraining: an encoder of images or volumes beside one of texts."""
+"""Contrastive pretraining of an encoder of images or volumes with a text encoder."""
 
 from transformers import AutoConfig
 

@@ -1,19 +1,18 @@
-"""The configuration of a dual encoder: what an encoder is pretrained as, and what is kept to go on with it."""
+"""Configuration of a dual encoder for contrastive pretraining."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
+from medmvl.models.configuration import TowersConfig
 from medmvl.models.contrastive.losses import FIRST_BIAS, LossName
-from medmvl.models.tower import MODALITIES, TowerSpec
+from medmvl.models.tower import MODALITIES
 
 
 class ContrastSpec(BaseModel):
-    """How features become one vector, and how vectors are compared.
+    """Settings of the pooling, the projection and the loss of a dual encoder.
 
     Attributes:
         loss: "clip" or "siglip", see `medmvl.models.contrastive.losses`.
@@ -22,8 +21,8 @@ class ContrastSpec(BaseModel):
         dim: width of the common space.
         text_pooling: of the text encoder's tokens: their mean, the first one (BERT's [CLS]), or the model's own
             (`pooler_output`: CLIP's end token, SigLIP's last one).
-        temperature: the first one; 1 / temperature is learned.
-        bias: the first one of the sigmoid loss, learned as well.
+        temperature: initial value; 1 / temperature is learned.
+        bias: initial bias of the sigmoid loss; it is learned as well.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,8 +36,8 @@ class ContrastSpec(BaseModel):
     bias: float = FIRST_BIAS
 
 
-class DualEncoderConfig(PreTrainedConfig):
-    """An encoder of images or volumes and one of texts.
+class DualEncoderConfig(TowersConfig):
+    """Configuration of a dual encoder: an encoder of images or volumes and one of texts.
 
     Args:
         text_config: config of the text encoder (any of transformers' that `AutoModel` knows), or its dictionary.
@@ -48,21 +47,16 @@ class DualEncoderConfig(PreTrainedConfig):
     """
 
     model_type = "medmvl-dual-encoder"
-    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
+    default_text_type: ClassVar[str] = "bert"
 
-    text_config: Any = None  # a PreTrainedConfig once initialised
-    towers: Any = None  # modality -> settings, a dict once initialised
-    contrast: Any = None  # settings of a ContrastSpec, a dict once initialised
+    contrast: Any = None  # settings of a ContrastSpec, a dict once initialized
 
     def __post_init__(self, **kwargs: Any) -> None:
-        """Complete the settings and refuse anything but one known modality."""
+        """Complete the settings and refuse more than one modality."""
         super().__post_init__(**kwargs)
-        self.towers = {
-            name: TowerSpec.model_validate(settings).to_dict() for name, settings in (self.towers or {}).items()
-        }
         self.contrast = ContrastSpec.model_validate(self.contrast or {}).model_dump(mode="json")
         self.tie_word_embeddings = False
-        if self.towers and (len(self.towers) != 1 or self.modality not in MODALITIES):
+        if len(self.towers) > 1:
             raise ValueError(f"A dual encoder has one tower of {list(MODALITIES)}, not {sorted(self.towers)}.")
 
     @property
@@ -74,7 +68,3 @@ class DualEncoderConfig(PreTrainedConfig):
     def spec(self) -> ContrastSpec:
         """The settings of pooling, projection and loss."""
         return ContrastSpec.model_validate(self.contrast)
-
-    def tower(self, modality: str) -> TowerSpec:
-        """Return the spec of the tower; its connector has no meaning here."""
-        return TowerSpec.model_validate(self.towers[modality])

@@ -1,13 +1,13 @@
-"""Where the dual encoder of a finished contrastive stage lies."""
+"""Folder of the dual encoder of a finished contrastive stage."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from medmvl.models.contrastive.configuration import DualEncoderConfig
-from medmvl.models.encoders.own import DUAL_ENCODER, own_kind
+from medmvl.models.encoders.medmvl_checkpoint import DUAL_ENCODER, medmvl_checkpoint_kind
 
-#: Beside a model with an LLM it has a folder of its own.
+#: Name of its folder inside the folder of a model with an LLM.
 ENCODER = "encoder"
 
 
@@ -18,7 +18,7 @@ def dual_encoder_folder(folder: Path, modality: str | None = None) -> Path | Non
         modality: "image" or "volume"; one of the other kind counts as none.
     """
     for place in (folder, folder / ENCODER):
-        if own_kind(str(place)) == DUAL_ENCODER:
+        if medmvl_checkpoint_kind(str(place)) == DUAL_ENCODER:
             found = DualEncoderConfig.from_pretrained(place).modality
             return place if modality in (None, found) else None
     return None

@@ -1,6 +1,6 @@
-"""The dual encoder: media and texts in one space (CLIP, Radford et al. 2021, arXiv 2103.00020).
+"""Dual encoder of images (or volumes) and texts in one space (CLIP, Radford et al. 2021, arXiv 2103.00020).
 
-Shapes: N pairs, T text tokens, t tokens of the media encoder.
+Shapes: N pairs, T text tokens, t tokens of the image or volume encoder.
 """
 
 from __future__ import annotations
@@ -15,36 +15,36 @@ from torch.nn.functional import normalize
 from transformers.modeling_outputs import ModelOutput
 
 from medmvl.errors import ModelError
+from medmvl.models.base_model import StrictPreTrainedModel
 from medmvl.models.connectors.poolings import AttentionPooling
 from medmvl.models.contrastive.configuration import ContrastSpec, DualEncoderConfig
 from medmvl.models.contrastive.losses import MAX_SCALE, log_scale_of
 from medmvl.models.contrastive.text import fresh_text_encoder, pool_text
 from medmvl.models.encoders import EncoderModule
-from medmvl.models.strict import StrictModel
 
 
 @dataclass
 class DualEncoderOutput(ModelOutput):
-    """What a dual encoder returns.
+    """Output of a dual encoder.
 
     Attributes:
-        media: (N, dim) float32, of length 1.
+        visual: (N, dim) float32, of length 1.
         texts: (N, dim) float32, of length 1.
         log_scale: scalar, the logarithm of 1 / temperature.
         bias: scalar of the sigmoid loss, or None.
     """
 
-    media: Tensor | None = None
+    visual: Tensor | None = None
     texts: Tensor | None = None
     log_scale: Tensor | None = None
     bias: Tensor | None = None
 
 
 class ContrastHead(nn.Module):
-    """Everything between the two encoders and the loss.
+    """Pooling and projections between the two encoders and the loss.
 
-    Media: norm of every token (encoders here end before their last norm), pooling, projection without a bias, length 1.
-    Texts: projection without a bias, length 1.
+    Images and volumes: norm of every token (encoders here end before their last norm), pooling, projection without a
+    bias, length 1. Texts: projection without a bias, length 1.
     """
 
     def __init__(self, spec: ContrastSpec, width: int, text_width: int) -> None:
@@ -63,7 +63,7 @@ class ContrastHead(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(log_scale_of(spec.temperature)))
         self.bias = nn.Parameter(torch.tensor(float(spec.bias))) if spec.loss == "siglip" else None
 
-    def media(self, tokens: Tensor) -> Tensor:
+    def visual(self, tokens: Tensor) -> Tensor:
         """(N, t, width) -> (N, dim)."""
         tokens = self.norm(tokens.to(self.norm.weight.dtype))
         pooled = tokens.mean(1) if self.pool is None else self.pool(tokens)[:, 0]
@@ -74,16 +74,11 @@ class ContrastHead(nn.Module):
         return normalize(self.project_text(pooled.to(self.project_text.weight.dtype)).float(), dim=-1)
 
 
-class DualEncoder(StrictModel):
+class DualEncoder(StrictPreTrainedModel):
     """An encoder of one modality, a text encoder, and the head that joins them."""
 
     config_class = DualEncoderConfig
-    base_model_prefix = ""
     main_input_name = "pixels"
-    supports_gradient_checkpointing = True
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
 
     def __init__(self, config: DualEncoderConfig) -> None:
         super().__init__(config)
@@ -94,12 +89,9 @@ class DualEncoder(StrictModel):
         self.head = ContrastHead(config.spec, encoder.hidden_size, config.text_config.hidden_size)
         self.post_init()
 
-    def _init_weights(self, module: nn.Module) -> None:
-        """Leave fresh weights as the parts made them: each part owns its initialisation."""
-
     @property
     def encoder(self) -> EncoderModule:
-        """The encoder of media."""
+        """The encoder of images or volumes."""
         tower = self.towers[self.config.modality]
         assert isinstance(tower, nn.ModuleDict)
         encoder = tower["encoder"]
@@ -107,7 +99,7 @@ class DualEncoder(StrictModel):
         return encoder
 
     def use_encoder(self, encoder: EncoderModule) -> None:
-        """Put another encoder of the same settings in."""
+        """Replace the encoder by another of the same settings."""
         tower = self.towers[self.config.modality]
         assert isinstance(tower, nn.ModuleDict)
         tower["encoder"] = encoder
@@ -116,9 +108,9 @@ class DualEncoder(StrictModel):
         """Return the parts by name: `image_encoder` or `volume_encoder`, `text_encoder`, `head`."""
         return {f"{self.config.modality}_encoder": self.encoder, "text_encoder": self.text_encoder, "head": self.head}
 
-    def encode_media(self, pixels: Tensor) -> Tensor:
+    def encode_visual(self, pixels: Tensor) -> Tensor:
         """(N, C, [D,] H, W) -> (N, dim) float32, of length 1."""
-        return self.head.media(self.encoder(pixels.to(next(self.encoder.parameters()).dtype)))
+        return self.head.visual(self.encoder(pixels.to(next(self.encoder.parameters()).dtype)))
 
     def encode_texts(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """(N, T) -> (N, dim) float32, of length 1."""
@@ -130,14 +122,14 @@ class DualEncoder(StrictModel):
         """Encode pairs; the loss needs those of all devices and is not made here.
 
         Args:
-            pixels: (N, C, H, W) or (N, C, D, H, W) float, normalised as the processor does.
+            pixels: (N, C, H, W) or (N, C, D, H, W) float, normalized as the processor does.
             input_ids: (N, T) int64.
             attention_mask: (N, T), 0 where padded.
         """
-        # Times one: distributed training looks for trained weights in what forward makes, not among what it hands on.
+        # Times one, because distributed training finds trained weights in computed outputs only, not in returned parameters.
         bias = None if self.head.bias is None else self.head.bias * 1.0
-        media, texts = self.encode_media(pixels), self.encode_texts(input_ids, attention_mask)
-        return DualEncoderOutput(media, texts, self.head.log_scale * 1.0, bias)
+        visual, texts = self.encode_visual(pixels), self.encode_texts(input_ids, attention_mask)
+        return DualEncoderOutput(visual, texts, self.head.log_scale * 1.0, bias)
 
     @torch.no_grad()
     def limit_scale(self) -> None:

@@ -1,4 +1,4 @@
-"""Retrieval: among all candidates, at which place does the first right one come?"""
+"""Retrieval: ranks of the first right candidate, and recall at k."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DIRECTIONS = ("image_to_text", "text_to_image")
 
 @dataclass(frozen=True)
 class Found:
-    """What one direction of retrieval found.
+    """Result of retrieval in one direction.
 
     Attributes:
         ranks: (n,) int64, place of the first right candidate, from 1. A wrong candidate with the same score comes before
@@ -43,16 +43,16 @@ class Found:
         return float((self.ranks <= k).double().mean())
 
 
-def both_ways(media: Tensor, texts: Tensor, pairing: Pairing) -> dict[str, Found]:
-    """Return what is found from media to texts and from texts to media, by direction.
+def both_ways(visual: Tensor, texts: Tensor, pairing: Pairing) -> dict[str, Found]:
+    """Return the results of both directions, from images to texts and from texts to images, by name.
 
     Args:
-        media, texts: (n, dim), of length 1; row i of both is a pair.
+        visual, texts: (n, dim), of length 1; row i of both is a pair.
         pairing: which of them belong together.
     """
     return {
-        "image_to_text": _retrieve(media, texts, pairing.texts_of),
-        "text_to_image": _retrieve(texts, media, pairing.media_of),
+        "image_to_text": _retrieve(visual, texts, pairing.texts_of),
+        "text_to_image": _retrieve(texts, visual, pairing.visual_of),
     }
 
 
@@ -83,7 +83,7 @@ def recall_name(direction: str, k: int) -> str:
 def chance(candidates: int, right: int, k: int) -> float:
     """Return the expected R@k of a query under a random order, with `right` right ones of `candidates`.
 
-    One minus the share of choices of k that hold none of them, C(n - r, k) / C(n, k).
+    It is 1 - C(n - r, k) / C(n, k), with n candidates of which r are right.
     """
     missed = 1.0
     for place in range(min(k, candidates)):

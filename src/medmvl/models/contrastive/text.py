@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedMode
 from transformers.utils import logging as hf_logging
 
 from medmvl.errors import CheckpointError, ModelError
+from medmvl.pretrained import build_from_config, open_pretrained, translate_load_errors
 
 #: Text encoders that `AutoModel` does not know by their config.
 _OTHERS: dict[str, Any] = {"siglip_text_model": SiglipTextModel, "siglip2_text_model": Siglip2TextModel}
@@ -39,7 +41,7 @@ def text_config(source: str | dict[str, Any], **facts: Any) -> PreTrainedConfig:
         except (ValueError, TypeError) as error:
             raise ModelError(f"The text encoder's settings are not usable: {error}") from error
     else:
-        config = _load(AutoConfig.from_pretrained, source)
+        config = _load(partial(open_pretrained, AutoConfig), source)
         config = getattr(config, "text_config", None) or config
     if not hasattr(config, "hidden_size") or not hasattr(config, "vocab_size"):
         raise ModelError(
@@ -57,7 +59,7 @@ def fresh_text_encoder(config: PreTrainedConfig, pooling: str) -> PreTrainedMode
     """
     other = _OTHERS.get(config.model_type)
     try:
-        model = other(config) if other is not None else AutoModel.from_config(config)
+        model = other(config) if other is not None else build_from_config(AutoModel, config)
     except ValueError as error:
         raise ModelError(f"There is no text encoder {config.model_type!r}: {str(error).splitlines()[0]}") from error
     return _without_pooler(model, pooling)
@@ -74,7 +76,7 @@ def pretrained_text_encoder(folder: str, pooling: str) -> PreTrainedModel:
     loader = _OTHERS.get(config.model_type, AutoModel)
     with _without_reports():
         model, info = _load(
-            lambda name: loader.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True),
+            partial(open_pretrained, loader, config=config, dtype=torch.float32, output_loading_info=True),
             folder,
         )
     missing = [name for name in info["missing_keys"] if pooling == "own" or not name.startswith("pooler.")]
@@ -104,14 +106,14 @@ def _without_pooler(model: PreTrainedModel, pooling: str) -> PreTrainedModel:
 
 
 def is_padded_to_length(config: PreTrainedConfig, pooling: str) -> bool:
-    """Say whether every text is padded to the longest length, without a mask."""
+    """Return whether every text is padded to the longest length, without a mask."""
     return pooling == "own" and config.model_type in _PADDED_TO_LENGTH
 
 
 def longest_text(config: PreTrainedConfig) -> int | None:
     """Return the most tokens that a text encoder takes; None if it has no limit.
 
-    RoBERTa and its kin count positions from the padding id on, so that two places of their table are never used.
+    RoBERTa and models derived from it count positions from the padding id on, so that two rows of their table are unused.
     """
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
@@ -147,12 +149,7 @@ def pool_text(model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor 
 
 
 def _load(loader: Any, source: str) -> Any:
-    """Call a transformers loader; its failures become one sentence."""
-    try:
+    """Call a loader; its failures become one sentence."""
+    advice = "Give a local folder with config.json and weights, or a hub name that this machine can reach or has in its cache."
+    with translate_load_errors(f"The text encoder {source!r} cannot be loaded", advice, ModelError):
         return loader(source)
-    except (OSError, ValueError, KeyError) as error:
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise ModelError(
-            f"The text encoder {source!r} cannot be loaded: {first_line} Give a local folder with config.json and weights, "
-            "or a hub name that this machine can reach or has in its cache."
-        ) from error

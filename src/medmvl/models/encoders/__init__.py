@@ -10,6 +10,6 @@ from medmvl.models.encoders import (  # noqa: F401  (imported to register)
     transformers_vision,
     vit3d,
 )
-from medmvl.models.encoders.base import ENCODERS, EncoderModule, EncoderSpec, encoder_spec
+from medmvl.models.encoders.encoder import ENCODERS, EncoderModule, EncoderSpec, encoder_spec
 
 __all__ = ["ENCODERS", "EncoderModule", "EncoderSpec", "encoder_spec"]

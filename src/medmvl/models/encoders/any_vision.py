@@ -1,7 +1,7 @@
 """CNNs (ResNet, ConvNeXt), whose last feature map is the grid, and any other vision model of transformers by its config.
 
-Nothing is known of such a model beforehand: its grid and width are read off a forward pass without memory (torch's meta
-device), once per config and size.
+Grid and width of such a model are read from a forward pass on torch's meta device, which allocates nothing, once per config
+and size.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig
 
 from medmvl.errors import ModelError
-from medmvl.models.encoders.base import ENCODERS, EncoderModule, EncoderSpec
-from medmvl.models.encoders.published import check_found, load_pretrained
+from medmvl.models.encoders.encoder import ENCODERS, EncoderModule, EncoderSpec
+from medmvl.models.encoders.pretrained import check_found, load_pretrained
 from medmvl.models.encoders.transformers_vision import FAMILIES, drop_mask_token
-from medmvl.models.visual_tokens import Grid
+from medmvl.models.grid import Grid
+from medmvl.pretrained import build_from_config, open_pretrained, translate_load_errors
 
 #: Side of an image where neither the settings nor the config names one.
 _USUAL_SIDE = 224
@@ -75,7 +76,7 @@ class AnyVisionSpec(EncoderSpec):
     def grid(self, size: tuple[int, ...] | None = None) -> Grid:
         """Return the (h, w) grid of the last feature map or layer."""
         shape, prefix, _ = self._layout(tuple(size or self.input_size))
-        return Grid(shape, prefix=prefix if self.select_feature == "all" else 0)
+        return Grid(shape, num_prefix_tokens=prefix if self.select_feature == "all" else 0)
 
     def _layout(self, size: tuple[int, ...]) -> tuple[tuple[int, int], int, int]:
         return _layout(json.dumps(self.vision_config, sort_keys=True, default=str), size, self.channels)
@@ -86,12 +87,15 @@ class AnyVisionSpec(EncoderSpec):
 
     def build(self) -> AnyVisionEncoder:
         """Return the module with fresh weights."""
-        return AnyVisionEncoder(self, AutoModel.from_config(self.hf_config()))
+        return AnyVisionEncoder(self, build_from_config(AutoModel, self.hf_config()))
 
     @classmethod
     def spec_from_pretrained(cls, folder: str, **settings: Any) -> AnyVisionSpec:
         """Take the config in a folder or under a hub name; of a text-image model the vision part."""
-        config = AutoConfig.from_pretrained(folder)
+        with translate_load_errors(
+            f"The encoder {folder!r}", "Give a folder with config.json and weights.", ModelError
+        ):
+            config = open_pretrained(AutoConfig, folder)
         return cls(vision_config=getattr(config, "vision_config", config).to_dict(), **settings)
 
     @classmethod
@@ -118,7 +122,7 @@ class AnyVisionEncoder(EncoderModule):
         self._drop = spec._layout(spec.input_size)[1] if spec.select_feature == "patch" else 0
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Run the model; a frozen one keeps its running statistics (batch norm) as they are."""
+        """Encode images: (N, C, H, W) -> (N, tokens, width). A frozen model keeps its running statistics (batch norm)."""
         if self.training and not any(parameter.requires_grad for parameter in self.model.parameters()):
             self.model.eval()
         features = self.model(pixel_values=pixels).last_hidden_state
@@ -128,7 +132,7 @@ class AnyVisionEncoder(EncoderModule):
 
 
 def _feeds_features(model: nn.Module, name: str) -> bool:
-    """Say whether `last_hidden_state` depends on a module: it does not in CNNs, whose norm follows their pooling."""
+    """Return whether `last_hidden_state` depends on a module; in CNNs it does not depend on the norm after the pooling."""
     kind = getattr(model.config, "model_type", "")
     return name == "layernorm" and kind not in ("convnext", "convnextv2")
 
@@ -148,7 +152,7 @@ def _layout(settings: str, size: tuple[int, ...], channels: int) -> tuple[tuple[
     config = _config(json.loads(settings))
     try:
         with torch.device("meta"), torch.no_grad():
-            model = AutoModel.from_config(config).eval()
+            model = build_from_config(AutoModel, config).eval()
             features = model(pixel_values=torch.zeros(2, channels, *size)).last_hidden_state
     except Exception as error:  # the model is anyone's: whatever it raises means that it does not take such an image
         raise ModelError(f"The vision model {config.model_type!r} does not take images of {size}: {error}") from error
@@ -175,7 +179,7 @@ def _grid_of(tokens: int, size: tuple[int, ...]) -> tuple[tuple[int, int], int]:
             columns, rest = divmod(tokens - prefix, rows)
             if rest == 0 and rows * width == columns * height and height % rows == 0:
                 return (rows, columns), prefix
-    raise ModelError(f"{tokens} tokens for an image of {size} lie on no grid of its aspect.")
+    raise ModelError(f"{tokens} tokens for an image of {size} fit no grid of its aspect.")
 
 
 for _name in ("resnet", "convnext", "convnextv2", "transformers"):

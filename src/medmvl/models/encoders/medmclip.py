@@ -1,6 +1,6 @@
 """MedM-CLIP's vision transformer (MedM-VL, Shi et al. 2025, arXiv 2504.04323; weights shiym2000/MedM-CLIP-CT).
 
-Patches are normalised before and after their linear embedding; the class token comes first, positions are added to it too;
+Patches are normalized before and after their linear embedding; the class token comes first, positions are added to it too;
 the blocks are torch's encoder layers with their defaults, so post-norm and ReLU. In the reference implementation its
 features are detached, so that tuning it has no effect; here gradients flow when its weights train.
 """
@@ -8,72 +8,32 @@ features are detached, so that tuning it has no effect; here gradients flow when
 from __future__ import annotations
 
 import re
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from medmvl.models.encoders.base import ENCODERS, EncoderModule, EncoderSpec, divided
-from medmvl.models.encoders.cuboids import cuboids, layers_used
+from medmvl.models.encoders.encoder import ENCODERS
 from medmvl.models.encoders.positions import resize_positions
-from medmvl.models.encoders.published import load_published, read_config
-from medmvl.models.visual_tokens import Grid
+from medmvl.models.encoders.pretrained import read_config
+from medmvl.models.encoders.volume_transformer import ClassTokenSpec, ClassTokenTransformer, cut_cuboids
 
 
 @ENCODERS.register("medmclip")
-class MedMClipSpec(EncoderSpec):
-    """The vision part of MedM-CLIP; one channel.
-
-    Attributes:
-        size: native (D, H, W) in voxels.
-        patch: patch (d, h, w) in voxels.
-        width, layers, heads, mlp: the transformer's shape.
-        select_layer: which layer's output is the feature; -1 is the last one.
-        select_feature: "patch" drops the class token, "all" keeps it.
-    """
-
-    modality: ClassVar[Literal["image", "volume"]] = "volume"
-
-    size: tuple[int, int, int] = (32, 256, 256)
-    patch: tuple[int, int, int] = (4, 16, 16)
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
-    mlp: int = 3072
-    select_layer: int = -1
-    select_feature: Literal["all", "patch"] = "patch"
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of a feature."""
-        return self.width
+class MedMClipSpec(ClassTokenSpec):
+    """Settings of MedM-CLIP's vision part; it takes one channel."""
 
     @property
     def channels(self) -> int:
         """Number of input channels."""
         return 1
 
-    @property
-    def input_size(self) -> tuple[int, ...]:
-        """Native (D, H, W)."""
-        return self.size
-
-    @property
-    def used_layers(self) -> int:
-        """Layers that run; those behind the selected one are dropped."""
-        return layers_used(self.select_layer, self.layers, self.name)
-
-    def grid(self, size: tuple[int, ...] | None = None) -> Grid:
-        """Return (D/d, H/h, W/w), with the class token as prefix if it is kept."""
-        shape = divided(size or self.size, self.patch, "The encoder 'medmclip'")
-        return Grid(shape, prefix=int(self.select_feature == "all"))
-
     def build(self) -> MedMClip:
         """Return the module with fresh weights."""
         return MedMClip(self)
 
-    def published_key(self, name: str) -> str | None:
+    def pretrained_key(self, name: str) -> str | None:
         """Return our name of a published tensor; None for the text tower, the head and the layers not used."""
         if not name.startswith("vision_encoder."):
             return None
@@ -95,14 +55,6 @@ class MedMClipSpec(EncoderSpec):
         size = {"size": (frames, side, side), "patch": (frame_patch, patch, patch)}
         return cls(**{"name": "medmclip", **size, **published, **settings})
 
-    @classmethod
-    def from_pretrained(cls, folder: str, **settings: Any) -> tuple[EncoderSpec, EncoderModule]:
-        """Return spec and module with a folder's weights."""
-        spec = cls.spec_from_pretrained(folder, **settings)
-        module = spec.build()
-        load_published(module, folder, spec.published_key)
-        return spec, module
-
 
 _CONFIG = {
     "width": "hidden_size",
@@ -116,31 +68,23 @@ class Layer(GradientCheckpointingLayer, nn.TransformerEncoderLayer):
     """torch's layer, whose activations may be recomputed."""
 
 
-class MedMClip(EncoderModule):
+class MedMClip(ClassTokenTransformer):
     """(N, 1, D, H, W) -> (N, patches [+ 1], width), patches in (d, h, w) order, the class token first."""
 
     def __init__(self, spec: MedMClipSpec) -> None:
-        super().__init__()
-        self._patch = spec.patch
-        self._grid = divided(spec.size, spec.patch, "The encoder 'medmclip'")
-        self._drop = int(spec.select_feature == "patch")
+        super().__init__(spec, positions=torch.Size(spec.grid().shape).numel() + 1)
         voxels = torch.Size(spec.patch).numel()
         self.patch_embedding = nn.Sequential(
             nn.LayerNorm(voxels), nn.Linear(voxels, spec.width), nn.LayerNorm(spec.width)
         )
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, spec.width))
-        self.position_embedding = nn.Parameter(torch.zeros(1, torch.Size(self._grid).numel() + 1, spec.width))
-        nn.init.trunc_normal_(self.position_embedding, std=0.02)
         self.layers = nn.ModuleList(
             Layer(spec.width, spec.heads, spec.mlp, dropout=0.0, batch_first=True) for _ in range(spec.used_layers)
         )
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Embed the patches, put the class token first, add positions, run the layers."""
-        grid = tuple(n // p for n, p in zip(pixels.shape[2:], self._patch, strict=True))
-        x = self.patch_embedding(cuboids(pixels, self._patch, "hwdc"))
-        x = torch.cat([self.cls_token.expand(len(x), -1, -1), x], dim=1)
-        x = x + resize_positions(self.position_embedding, self._grid, grid, "medmclip")
+        """Encode volumes: (N, 1, D, H, W) -> (N, tokens, width). The class token has a position, too."""
+        x = self.prepend_class_token(self.patch_embedding(cut_cuboids(pixels, self._patch, "hwdc")))
+        x = x + resize_positions(self.position_embedding, self._grid, self.grid_of(pixels), self._name)
         for layer in self.layers:
             x = layer(x)
-        return x[:, self._drop :]
+        return x[:, self._dropped :]

@@ -1,4 +1,4 @@
-"""Learned position embeddings at another grid than they were trained for."""
+"""Interpolation of learned position embeddings to another grid."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def resize_positions(table: Tensor, old: tuple[int, ...], new: tuple[int, ...], 
     Args:
         table: (1, prefix + prod(old), C).
         old, new: (d, h, w) grids.
-        who: name of the encoder, for the log line that says so.
+        who: name of the encoder, for the log line.
 
     Returns:
         (1, prefix + prod(new), C).
     """
     if old == new:
         return table
-    say_interpolated(who, old, new)
+    log_interpolation(who, old, new)
     prefix = table.shape[1] - torch.Size(old).numel()
     grid = table[:, prefix:].transpose(1, 2).unflatten(2, old).float()  # (1, C, d, h, w)
     resized = interpolate(grid, size=new, mode="trilinear", align_corners=False)
@@ -33,7 +33,7 @@ def resize_positions(table: Tensor, old: tuple[int, ...], new: tuple[int, ...], 
 
 
 @lru_cache(maxsize=256)  # once per encoder and size, not once per batch
-def say_interpolated(who: str, old: tuple[int, ...], new: tuple[int, ...]) -> None:
+def log_interpolation(who: str, old: tuple[int, ...], new: tuple[int, ...]) -> None:
     """Log that an encoder runs at another grid or size than it was trained at."""
     logger.warning(
         "The encoder %s was trained at %s and runs at %s: its position embeddings are interpolated.",

@@ -14,13 +14,14 @@ from pydantic import model_validator
 from torch import Tensor
 from transformers import AutoModel
 
-from medmvl.models.encoders.base import ENCODERS, EncoderModule
+from medmvl.models.encoders.encoder import ENCODERS, EncoderModule
 from medmvl.models.encoders.transformers_vision import (
     FAMILIES,
     TransformersVisionEncoder,
     TransformersVisionSpec,
     VisionFamily,
 )
+from medmvl.pretrained import build_from_config
 
 NAFLEX = "siglip2_vision_model"
 
@@ -36,7 +37,7 @@ class Siglip2Spec(TransformersVisionSpec):
 
     @property
     def family(self) -> VisionFamily:
-        """The facts of the model type."""
+        """The family of the model type."""
         return FAMILIES["siglip_vision_model"]
 
     @property
@@ -56,7 +57,7 @@ class Siglip2Spec(TransformersVisionSpec):
         """Return the module with fresh weights."""
         if not self.is_naflex:
             return super().build()
-        return NaFlexEncoder(self, AutoModel.from_config(self.hf_config()))
+        return NaFlexEncoder(self, build_from_config(AutoModel, self.hf_config()))
 
 
 class NaFlexEncoder(TransformersVisionEncoder):

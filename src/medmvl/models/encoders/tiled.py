@@ -2,38 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pydantic import field_validator
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from medmvl.errors import ModelError
-from medmvl.models.encoders.base import ENCODERS, EncoderModule, EncoderSpec, encoder_spec
-from medmvl.models.visual_tokens import Grid
+from medmvl.models.encoders.encoder import ENCODERS, EncoderModule
+from medmvl.models.encoders.wrapper import WrapperSpec
+from medmvl.models.grid import Grid
 
 
 @ENCODERS.register("tiled")
-class TiledSpec(EncoderSpec):
-    """Runs a 2D encoder over the whole image made small, then over its tiles, row by row.
+class TiledSpec(WrapperSpec):
+    """Settings of a 2D encoder that runs over a thumbnail of the image, then over its tiles, row by row.
 
     The grid is a stack (1 + tiles, h, w): poolings for stacks of slices fit (attention, spatial with factor (1, 2, 2)).
 
     Attributes:
-        encoder: settings of the 2D encoder, with its `name`.
         tiles: (rows, columns); the image has rows x columns times the encoder's own size.
     """
 
-    encoder: dict[str, Any]
     tiles: tuple[int, int] = (2, 2)
-
-    @field_validator("encoder")
-    @classmethod
-    def _is_2d(cls, value: dict[str, Any]) -> dict[str, Any]:
-        if encoder_spec(value).modality != "image":
-            raise ModelError(f"tiled needs a 2D encoder, got {value['name']!r}.")
-        return value
 
     @field_validator("tiles")
     @classmethod
@@ -41,21 +31,6 @@ class TiledSpec(EncoderSpec):
         if min(value) < 1:
             raise ModelError(f"tiled needs at least one row and one column of tiles, got {value}.")
         return value
-
-    @property
-    def inner(self) -> EncoderSpec:
-        """The spec of the 2D encoder."""
-        return encoder_spec(self.encoder)
-
-    @property
-    def hidden_size(self) -> int:
-        """Width of a feature."""
-        return self.inner.hidden_size
-
-    @property
-    def channels(self) -> int:
-        """Number of input channels."""
-        return self.inner.channels
 
     @property
     def input_size(self) -> tuple[int, ...]:
@@ -67,7 +42,7 @@ class TiledSpec(EncoderSpec):
         """Return (1 + tiles, h, w) of the thumbnail and the tiles."""
         inner = self.inner.grid(self.tile_size(size))
         rows, columns = self.tiles
-        return Grid((1 + rows * columns, *inner.shape), prefix=inner.prefix, slicewise=True)
+        return Grid((1 + rows * columns, *inner.shape), num_prefix_tokens=inner.num_prefix_tokens, slicewise=True)
 
     def tile_size(self, size: tuple[int, ...] | None) -> tuple[int, int]:
         """Return the (H, W) of a tile."""
@@ -77,27 +52,9 @@ class TiledSpec(EncoderSpec):
             raise ModelError(f"An image of {height}x{width} cannot be cut into {rows}x{columns} equal tiles.")
         return height // rows, width // columns
 
-    def build(self) -> TiledEncoder:
-        """Return the module with fresh weights."""
-        return TiledEncoder(self, self.inner.build())
-
-    def published_key(self, name: str) -> str | None:
-        """Return the 2D encoder's name of a tensor, one level down."""
-        inner = self.inner.published_key(name)
-        return None if inner is None else f"encoder.{inner}"
-
-    @classmethod
-    def spec_from_pretrained(cls, folder: str, **settings: Any) -> TiledSpec:
-        """Describe the 2D encoder by a folder; `encoder` needs only its name and selections."""
-        inner = dict(settings.pop("encoder"))
-        return cls(encoder=ENCODERS[inner["name"]].spec_from_pretrained(folder, **inner).to_dict(), **settings)
-
-    @classmethod
-    def from_pretrained(cls, folder: str, **settings: Any) -> tuple[EncoderSpec, EncoderModule]:
-        """Start the 2D encoder from a folder."""
-        inner = dict(settings["encoder"])
-        spec = cls.spec_from_pretrained(folder, **settings)
-        return spec, TiledEncoder(spec, ENCODERS[inner["name"]].from_pretrained(folder, **inner)[1])
+    def wrap(self, encoder: EncoderModule) -> TiledEncoder:
+        """Return this encoder around the 2D encoder's module."""
+        return TiledEncoder(self, encoder)
 
 
 class TiledEncoder(EncoderModule):
@@ -109,7 +66,7 @@ class TiledEncoder(EncoderModule):
         self._spec = spec
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Shrink, cut, encode all at once, line up."""
+        """Encode images: (N, C, H, W) -> (N, (1 + tiles) * tokens, hidden_size)."""
         height, width = self._spec.tile_size(tuple(pixels.shape[-2:]))
         thumbnail = interpolate(pixels.float(), size=(height, width), mode="bicubic", antialias=True).to(pixels.dtype)
         tiles = pixels.unflatten(3, (-1, width)).unflatten(2, (-1, height))  # (N, C, rows, h, columns, w)

@@ -16,25 +16,27 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 
 from medmvl.errors import ModelError
-from medmvl.models.encoders.base import ENCODERS, EncoderModule, EncoderSpec, divided
-from medmvl.models.encoders.positions import say_interpolated
-from medmvl.models.encoders.published import check_found, load_pretrained
-from medmvl.models.visual_tokens import Grid
+from medmvl.models.encoders.encoder import ENCODERS, EncoderModule, EncoderSpec, divided
+from medmvl.models.encoders.positions import log_interpolation
+from medmvl.models.encoders.pretrained import check_found, load_pretrained
+from medmvl.models.grid import Grid
+from medmvl.pretrained import build_from_config, translate_load_errors
 
 
 @dataclass(frozen=True, slots=True)
 class VisionFamily:
-    """What differs between vision transformers (`model_type` of transformers).
+    """Properties that differ between vision transformers (`model_type` of transformers).
 
     Attributes:
         encoder: the name under which recipes know it.
-        prefix_tokens: config -> how many tokens stand before the patches (class, registers).
+        num_prefix_tokens: config -> how many tokens stand before the patches (class, registers).
         final_norm: attribute of the model that holds the norm behind the last layer.
-        interpolates: how another resolution is asked for: "flag" (an argument of the forward pass), "itself" (always).
+        interpolates: how positions are interpolated for another resolution: "flag" (by an argument of the forward pass) or
+            "itself" (always).
     """
 
     encoder: str
-    prefix_tokens: Callable[[dict[str, Any]], int]
+    num_prefix_tokens: Callable[[dict[str, Any]], int]
     final_norm: str
     interpolates: Literal["flag", "itself"] = "itself"
 
@@ -43,7 +45,7 @@ def _registers(config: dict[str, Any]) -> int:
     return 1 + int(config.get("num_register_tokens", 4))
 
 
-#: model_type -> facts; checked against the modules of transformers 5.23.
+#: model_type -> family; checked against the modules of transformers 5.23.
 FAMILIES: dict[str, VisionFamily] = {
     "siglip_vision_model": VisionFamily("siglip", lambda _: 0, "post_layernorm", "flag"),
     "clip_vision_model": VisionFamily("clip", lambda _: 1, "post_layernorm", "flag"),
@@ -83,7 +85,7 @@ class TransformersVisionSpec(EncoderSpec):
 
     @property
     def family(self) -> VisionFamily:
-        """The facts of the model type."""
+        """The family of the model type."""
         return FAMILIES[self.vision_config["model_type"]]
 
     @property
@@ -108,29 +110,29 @@ class TransformersVisionSpec(EncoderSpec):
         return size, size
 
     @property
-    def prefix_tokens(self) -> int:
+    def num_prefix_tokens(self) -> int:
         """Number of tokens before the patches."""
-        return self.family.prefix_tokens(self.vision_config)
+        return self.family.num_prefix_tokens(self.vision_config)
 
     def grid(self, size: tuple[int, ...] | None = None) -> Grid:
         """Return the (h, w) grid; prefix tokens stay if `select_feature` is "all"."""
         shape = divided(size or self.input_size, (self.patch, self.patch), f"The encoder {self.name!r}")
-        return Grid(shape, prefix=self.prefix_tokens if self.select_feature == "all" else 0)
+        return Grid(shape, num_prefix_tokens=self.num_prefix_tokens if self.select_feature == "all" else 0)
 
     def build(self) -> EncoderModule:
         """Return the module with fresh weights."""
-        return TransformersVisionEncoder(self, AutoModel.from_config(self.hf_config()))
+        return TransformersVisionEncoder(self, build_from_config(AutoModel, self.hf_config()))
 
     def hf_config(self) -> PreTrainedConfig:
         """Return the transformers config, without the layers and heads that are not used."""
         settings = dict(self.vision_config)
         config = AutoConfig.for_model(settings.pop("model_type"), **settings)
         config.num_hidden_layers = self.used_layers
-        if hasattr(config, "vision_use_head"):
-            config.vision_use_head = False
+        if self.vision_config["model_type"].startswith("siglip"):
+            config.vision_use_head = False  # before transformers 5.20 not a field of the config, but obeyed
         return config
 
-    def published_key(self, name: str) -> str | None:
+    def pretrained_key(self, name: str) -> str | None:
         """Return our name of a tensor of a whole or vision-only model; None for text parts, heads and layers not used."""
         if re.match(r"text_model\.|logit_|visual_projection\.|text_projection\.", name):
             return None
@@ -142,7 +144,7 @@ class TransformersVisionSpec(EncoderSpec):
 
     @property
     def used_layers(self) -> int:
-        """How many layers stand before the selected hidden state."""
+        """Number of layers before the selected hidden state."""
         layers = int(self.vision_config["num_hidden_layers"])
         used = self.select_layer if self.select_layer >= 0 else layers + 1 + self.select_layer
         if not 0 < used <= layers:
@@ -167,7 +169,7 @@ class TransformersVisionSpec(EncoderSpec):
 
 
 def vision_settings(folder: str) -> dict[str, Any]:
-    """Return the vision part of a model's config, complete, with its `model_type`; the text part is not looked at.
+    """Return the vision part of a model's config, complete, with its `model_type`; the text part is ignored.
 
     Args:
         folder: local folder or hub name.
@@ -175,10 +177,10 @@ def vision_settings(folder: str) -> dict[str, Any]:
     Raises:
         ModelError: if it cannot be read.
     """
-    try:
+    with translate_load_errors(
+        f"The encoder {folder!r} cannot be loaded", "Give a folder with config.json and weights.", ModelError
+    ):
         settings, _ = PreTrainedConfig.get_config_dict(folder)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"The encoder {folder!r} cannot be read: {str(error).splitlines()[0]}") from error
     vision = settings.get("vision_config") or settings
     kind = vision.get("model_type") or f"{settings.get('model_type')}_vision_model"
     if kind not in CONFIG_MAPPING:  # whoever asked says what it takes
@@ -196,7 +198,7 @@ class TransformersVisionEncoder(EncoderModule):
         setattr(self.model, spec.family.final_norm, nn.Identity())
         drop_mask_token(self.model)
         self._name = spec.name
-        self._drop = spec.prefix_tokens if spec.select_feature == "patch" else 0
+        self._drop = spec.num_prefix_tokens if spec.select_feature == "patch" else 0
         self._native_size = spec.input_size
         self._flag = spec.family.interpolates == "flag"
 
@@ -205,7 +207,7 @@ class TransformersVisionEncoder(EncoderModule):
         size = tuple(pixels.shape[-2:])
         options: dict[str, Any] = {"interpolate_pos_encoding": size != self._native_size} if self._flag else {}
         if size != self._native_size:
-            say_interpolated(self._name, self._native_size, size)
+            log_interpolation(self._name, self._native_size, size)
         return self.model(pixel_values=pixels, **options).last_hidden_state[:, self._drop :]
 
 

@@ -1,8 +1,8 @@
-"""A small 3D vision transformer with fresh weights: what a volume encoder looks like when nothing is inherited."""
+"""A small 3D vision transformer that starts from random weights."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from pydantic import model_validator
@@ -11,9 +11,9 @@ from torch.nn import functional
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from medmvl.errors import ModelError
-from medmvl.models.encoders.base import ENCODERS, EncoderModule, EncoderSpec, divided
+from medmvl.models.encoders.encoder import ENCODERS, EncoderModule
 from medmvl.models.encoders.positions import resize_positions
-from medmvl.models.visual_tokens import Grid
+from medmvl.models.encoders.volume_transformer import VolumeTransformerSpec
 
 #: The stem's channels are a multiple of the first, its group norms have the second; group norm, unlike batch norm, gives a
 #: volume the same features in every batch.
@@ -21,28 +21,19 @@ _STEM_CHANNELS, _STEM_GROUPS = 8, 8
 
 
 @ENCODERS.register("vit3d")
-class ViT3DSpec(EncoderSpec):
+class ViT3DSpec(VolumeTransformerSpec):
     """A pre-norm vision transformer (arXiv 2010.11929) on cuboid patches, without class token.
 
     Attributes:
-        size: native (D, H, W) in voxels.
-        patch: patch (d, h, w) in voxels.
         in_channels: channels of a volume (1, or one per window).
         stem: how a patch becomes a token: "linear" (one strided convolution), or "conv", a stack of small strided
             convolutions, with which a transformer that starts from random weights learns sooner (arXiv 2106.14881);
             its patch sides are powers of two.
-        width, layers, heads, mlp_ratio: the transformer's shape.
+        mlp_ratio: hidden width of the feed-forward blocks over the width.
     """
 
-    modality: ClassVar[Literal["image", "volume"]] = "volume"
-
-    size: tuple[int, int, int] = (32, 256, 256)
-    patch: tuple[int, int, int] = (4, 16, 16)
     in_channels: int = 1
     stem: Literal["linear", "conv"] = "linear"
-    width: int = 768
-    layers: int = 12
-    heads: int = 12
     mlp_ratio: float = 4.0
 
     @model_validator(mode="after")
@@ -55,23 +46,9 @@ class ViT3DSpec(EncoderSpec):
         return self
 
     @property
-    def hidden_size(self) -> int:
-        """Width of a feature."""
-        return self.width
-
-    @property
     def channels(self) -> int:
         """Number of input channels."""
         return self.in_channels
-
-    @property
-    def input_size(self) -> tuple[int, ...]:
-        """Native (D, H, W)."""
-        return self.size
-
-    def grid(self, size: tuple[int, ...] | None = None) -> Grid:
-        """Return (D/d, H/h, W/w)."""
-        return Grid(divided(size or self.size, self.patch, "The encoder 'vit3d'"))
 
     def build(self) -> ViT3D:
         """Return the module with fresh weights."""
@@ -91,7 +68,7 @@ class ViT3D(EncoderModule):
         self.blocks = nn.ModuleList(Block(spec.width, spec.heads, hidden) for _ in range(spec.layers))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """Embed the patches, add positions (interpolated to another grid if need be), run the blocks."""
+        """Encode volumes: (N, C, D, H, W) -> (N, tokens, width). Positions are interpolated for another grid."""
         patches = self.patch_embedding(pixels)
         positions = resize_positions(self.position_embedding, self._grid, tuple(patches.shape[2:]), "vit3d")
         x = patches.flatten(2).transpose(1, 2) + positions
@@ -101,7 +78,7 @@ class ViT3D(EncoderModule):
 
 
 def linear_stem(spec: ViT3DSpec) -> nn.Module:
-    """Return one convolution that maps each patch by itself: (N, C, D, H, W) -> (N, width, d, h, w)."""
+    """Return one convolution that maps each patch separately: (N, C, D, H, W) -> (N, width, d, h, w)."""
     return nn.Conv3d(spec.in_channels, spec.width, spec.patch, stride=spec.patch)
 
 

@@ -1,7 +1,7 @@
-"""Chat templates: Jinja files with `{% generation %}` around what the model must learn to say.
+"""Chat templates: Jinja files with `{% generation %}` around the text that the model learns.
 
-A template sees `messages` (role, content), `add_generation_prompt` and the tokenizer's special tokens. What stands
-inside a generation block is supervised; nothing else ever is.
+A template sees `messages` (role, content), `add_generation_prompt` and the tokenizer's special tokens. Only text
+inside a generation block is supervised.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def load_template(name: str) -> str:
 
 
 def native_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the name of the template that speaks the tokenizer's own chat format, or of the default one."""
+    """Return the name of the template in the tokenizer's own chat format, or of the default template."""
     vocabulary = tokenizer.get_vocab()
     found = next((name for token, name in _NATIVE if token in vocabulary), None)
     if found is None:

@@ -1,0 +1,121 @@
+"""The text of a model card, and its place in a checkpoint folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCardData
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from medmvl.cards.facts import ModelFacts, collect_facts
+from medmvl.cards.statements import Statements
+from medmvl.errors import OutputError
+from medmvl.files import PathLike, existing_folder, write_text
+
+#: The hub shows the README of a model's folder as its card.
+CARD_FILE = "README.md"
+
+#: A card that this module wrote has this line; a README without it is somebody's own text.
+_MARK = "<!-- Written by `medmvl checkpoint card`. -->"
+
+UNSTATED = "Not stated by the developer."
+
+
+def card_text(
+    folder: PathLike,
+    statements: Statements | None = None,
+    results: Mapping[str, Any] | None = None,
+    results_table: str = "",
+) -> str:
+    """Return the model card of a checkpoint folder as Markdown with the hub's metadata.
+
+    Args:
+        folder: the checkpoint.
+        statements: what its developer states; what is missing is shown as not stated.
+        results: content of a results.json of `medmvl evaluate`, for the metadata.
+        results_table: the same as a Markdown table, with intervals and controls.
+
+    Raises:
+        CheckpointError: if the folder is not a MedM-VL checkpoint.
+    """
+    stated = statements or Statements()
+    facts = collect_facts(existing_folder(folder))
+    name = stated.name or facts.name
+    environment = Environment(
+        loader=PackageLoader("medmvl.cards"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    environment.filters |= {"cell": _cell, "stated": _stated}
+    text = environment.get_template("model_card.md.jinja").render(
+        metadata=_metadata(name, facts, stated, results).to_yaml(),
+        mark=_MARK,
+        name=name,
+        facts=facts,
+        stated=stated,
+        results_table=results_table.strip(),
+    )
+    return text.rstrip() + "\n"
+
+
+def write_card(
+    folder: PathLike,
+    statements: Statements | None = None,
+    results: Mapping[str, Any] | None = None,
+    results_table: str = "",
+    *,
+    replace: bool = False,
+) -> Path:
+    """Write the model card of a checkpoint folder into it; arguments as for `card_text`.
+
+    Args:
+        replace: whether a README that somebody else wrote may be replaced.
+
+    Raises:
+        OutputError: if there is such a README and `replace` is not set.
+    """
+    file = Path(folder) / CARD_FILE
+    text = card_text(folder, statements, results, results_table)
+    if file.is_file() and not replace and _MARK not in file.read_text(encoding="utf-8", errors="replace"):
+        raise OutputError(f"{file} was not written by this command. Move it away, or replace it with --force.")
+    write_text(file, text)
+    return file
+
+
+def _metadata(name: str, facts: ModelFacts, stated: Statements, results: Mapping[str, Any] | None) -> ModelCardData:
+    measured = [
+        EvalResult(
+            task_type="visual-question-answering",
+            dataset_type=benchmark,
+            dataset_name=entry["title"],
+            metric_type=entry["headline"],
+            metric_value=round(entry["model"][entry["headline"]]["value"], 4),
+        )
+        for benchmark, entry in (results or {}).get("benchmarks", {}).items()
+        if entry.get("headline") in entry["model"]
+    ]
+    options: dict[str, Any] = {"eval_results": measured, "model_name": name} if measured else {}
+    hub_names = [base for base in facts.base if base.count("/") == 1 and not base.startswith((".", "/", "~"))]
+    return ModelCardData(
+        license=stated.license,
+        language=list(stated.language) or None,
+        base_model=hub_names or None,
+        pipeline_tag="image-text-to-text",
+        library_name="transformers",
+        tags=["medmvl", "medical", *(["synthetic-data"] if facts.synthetic else [])],
+        **options,
+    )
+
+
+def _cell(value: object) -> str:
+    """Return a value as the cell of a Markdown table: one line, in which nothing is markup."""
+    text = " ".join(str(value).split())
+    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
+
+
+def _stated(value: str | None) -> str:
+    return value.strip() if value and value.strip() else UNSTATED

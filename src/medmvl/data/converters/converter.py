@@ -1,0 +1,205 @@
+"""Common parts of all converters: declaration, options, conversion report, and helpers that build records.
+
+A converter is a generator: it walks a data set in its published layout and yields `(split, record)` one at a time, so
+memory stays flat however large the data set is. What it leaves out is counted in the `ConversionReport`: on purpose (`skip`)
+or because something is wrong with the source (`fault`).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from medmvl.data.tables import iter_table
+from medmvl.errors import DataError, did_you_mean
+from medmvl.registry import Registry
+
+Record = dict[str, Any]
+Rows = Iterator[tuple[str, Record]]
+
+NAMED = 20  # how many examples of each kind of fault the report names
+
+
+class Options(BaseModel):
+    """The settings of a converter; unknown names are refused. A child adds its own fields."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+@dataclass
+class ConversionReport:
+    """The counts of skipped and faulty items of a conversion, with reasons and notes.
+
+    Attributes:
+        strict: raise at the first fault.
+        left_out: reason -> how many items were left out on purpose.
+        faults: reason -> how many items could not be converted.
+        examples: reason -> names of the first of these items.
+        notes: what was assumed where the published facts are uncertain, each once.
+        exported: pictures were written below `out`, and the paths in the records are relative to it.
+        read_as: name and settings of the converter that read the source, if it holds another data set than the one asked for.
+    """
+
+    strict: bool = False
+    left_out: Counter[str] = field(default_factory=Counter)
+    faults: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    exported: bool = False
+    read_as: tuple[str, Options] | None = None
+
+    def skip(self, reason: str, count: int = 1) -> None:
+        """Count items that the options or the data set's own rules exclude."""
+        self.left_out[reason] += count
+
+    def fault(self, reason: str, name: str) -> None:
+        """Count and name an item that is broken or missing.
+
+        Raises:
+            DataError: at once, with `strict`.
+        """
+        if self.strict:
+            raise DataError(f"{name}: {reason}. Repair the source, or convert without --strict to drop such items.")
+        self.faults[reason] += 1
+        names = self.examples.setdefault(reason, [])
+        if len(names) < NAMED:
+            names.append(name)
+
+    def note(self, text: str) -> None:
+        """Record an assumption; a repeated note is kept once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content for report.json."""
+        faults = {reason: {"count": n, "first": self.examples.get(reason, [])} for reason, n in self.faults.items()}
+        return {"left_out": dict(self.left_out), "faults": faults, "notes": self.notes}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a converter.
+
+    Attributes:
+        source: the folder of the data set as it was unpacked.
+        out: the folder of the records; converters that must export pictures write them below it.
+        options: the converter's own settings.
+        report: counts what is dropped, with reasons.
+        file: the one file that the user named instead of a folder; `source` is then its folder.
+    """
+
+    source: Path
+    out: Path
+    options: Any
+    report: ConversionReport
+    file: Path | None = None
+
+    def rows(
+        self, table: Path, required: Iterable[str] = (), *, any_encoding: bool = False, encoding: str | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Yield the rows of a csv, xlsx or parquet table; broken rows are faults. The encodings are those of `iter_csv`."""
+        report = self.report
+        return iter_table(
+            table, required, report.fault, any_encoding=any_encoding, encoding=encoding, on_note=report.note
+        )
+
+    def find(self, pattern: str) -> list[Path]:
+        """Return the files that match in the source or one folder below; a deeper search would walk millions of images."""
+        return [*sorted(self.source.glob(pattern)), *sorted(self.source.glob(f"*/{pattern}"))]
+
+
+@dataclass(frozen=True)
+class Converter:
+    """A data set that can be turned into records.
+
+    Attributes:
+        name: the name on the command line.
+        title: the name in full.
+        license: license and conditions, in one or two sentences.
+        homepage: where a user gets the data.
+        layout: what `source` must hold.
+        run: the generator that yields (split, record).
+        options: its settings.
+    """
+
+    name: str
+    title: str
+    license: str
+    homepage: str
+    layout: str
+    run: Callable[[Job], Rows]
+    options: type[Options] = Options
+
+    def parse_options(self, values: Mapping[str, Any]) -> Options:
+        """Check settings given as text or values.
+
+        Raises:
+            DataError: for an unknown name (with the closest one) or a value of the wrong kind.
+        """
+        for key in values:
+            if key not in self.options.model_fields:
+                raise DataError(f"{self.name} has no option {key!r}. {did_you_mean(key, self.options.model_fields)}")
+        try:
+            return self.options.model_validate(dict(values))
+        except ValidationError as error:
+            faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
+            raise DataError(f"Options of {self.name}: {faults}.") from error
+
+
+DATASETS: Registry[Converter] = Registry("data set", DataError)
+
+
+def qa_record(
+    identifier: str,
+    question: str,
+    answer: str,
+    *,
+    image: str | None = None,
+    volume: str | None = None,
+    evaluation: bool = False,
+    **extra: Any,
+) -> Record:
+    """Return a record of one question.
+
+    Training records end with the answer as a turn; evaluation records keep it under `answer`. Extra keys whose value is
+    None are left out.
+    """
+    return dialog_record(identifier, [(question, answer)], image=image, volume=volume, evaluation=evaluation, **extra)
+
+
+def dialog_record(
+    identifier: str,
+    turns: list[tuple[str, str]],
+    *,
+    image: str | None = None,
+    volume: str | None = None,
+    evaluation: bool = False,
+    **extra: Any,
+) -> Record:
+    """Return a record of several questions about one picture; its placeholder stands in the first question.
+
+    With `evaluation` the last answer becomes `answer`, and the turns before it are history.
+    """
+    lead = "".join(mark for mark, path in (("<image>\n", image), ("<image3d>\n", volume)) if path)
+    conversation: list[dict[str, str]] = []
+    for number, (question, answer) in enumerate(turns):
+        conversation.append({"from": "human", "value": (lead if number == 0 else "") + question})
+        conversation.append({"from": "gpt", "value": answer})
+    record: Record = {"id": identifier, "conversations": conversation[:-1] if evaluation else conversation}
+    if image:
+        record["image"] = [image]
+    if volume:
+        record["image3d"] = [volume]
+    if evaluation:
+        record["answer"] = turns[-1][1]
+    return record | {key: value for key, value in extra.items() if value is not None}
+
+
+def yes_or_no(answer: str) -> bool:
+    """Return whether an answer is exactly yes or no, whatever its case and closing full stop."""
+    return answer.strip().rstrip(".").lower() in ("yes", "no")

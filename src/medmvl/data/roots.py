@@ -1,0 +1,80 @@
+"""Folders of the images and volumes of records, and the options they are read with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from medmvl.data.read_options import DEFAULT_READING, ReadOptions
+from medmvl.errors import DataError
+from medmvl.files import PathLike, read_json
+from medmvl.remote import RemotePath, as_root, exists, join, local_copy, moved, parent
+
+REPORT = "report.json"
+
+Root = Path | RemotePath
+"""A folder, or the URL of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class MediaRoots:
+    """Folders that the paths in records are relative to, and options for reading the files.
+
+    Attributes:
+        image: folder or URL of the images; None means the default of the caller, usually the data file's own folder.
+        volume: the same for volumes.
+        reading: options for all files; a record's own `read` wins.
+    """
+
+    image: PathLike | None = None
+    volume: PathLike | None = None
+    reading: ReadOptions = DEFAULT_READING
+
+    @classmethod
+    def of(cls, roots: object) -> MediaRoots:
+        """Return roots given as an argument; None means the defaults.
+
+        Raises:
+            DataError: for anything else, such as a path.
+        """
+        if roots is not None and not isinstance(roots, MediaRoots):
+            raise DataError(f"roots must be MediaRoots(image=..., volume=...), not a {type(roots).__name__}.")
+        return roots or cls()
+
+    def image_or(self, default: PathLike) -> Root:
+        """Return the folder of the images, or `default` if none is set."""
+        return as_root(default if self.image is None else self.image)
+
+    def volume_or(self, default: PathLike) -> Root:
+        """Return the folder of the volumes, or `default` if none is set."""
+        return as_root(default if self.volume is None else self.volume)
+
+    def with_default(self, default: PathLike) -> MediaRoots:
+        """Return the roots with `default` in place of folders that are not set."""
+        return MediaRoots(self.image_or(default), self.volume_or(default), self.reading)
+
+    def of_file(self, file: Root) -> tuple[Root, Root]:
+        """Return the folders of the images and of the volumes of a records file.
+
+        A folder that is not set is `media_root_of(file)`.
+        """
+        unused = self.image is not None and self.volume is not None
+        default: Root = Path() if unused else media_root_of(file)
+        return self.image_or(default), self.volume_or(default)
+
+
+def conversion_report(file: Root) -> dict[str, object]:
+    """Return the report that `medmvl data convert` wrote next to a records file; empty without one, or if it is another file."""
+    if isinstance(file, RemotePath):
+        url = join(parent(file), REPORT)
+        content = read_json(local_copy(url, keep=True)) if exists(url) else {}
+    else:
+        path = file.parent / REPORT
+        content = read_json(path) if path.is_file() else {}
+    return content if isinstance(content, dict) and "dataset" in content else {}
+
+
+def media_root_of(file: Root) -> Root:
+    """Return the media root of a records file: `media_root` of its conversion report, else the file's own folder."""
+    noted = str(conversion_report(file).get("media_root", "."))
+    return moved(parent(file), noted) if isinstance(file, RemotePath) else file.parent / noted

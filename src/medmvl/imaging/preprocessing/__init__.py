@@ -1,0 +1,1 @@
+"""Preparation of volumes and images for models: geometries, resampling, windows, augmentation."""

@@ -1,0 +1,148 @@
+"""Questions that a model was trained with, stored in its checkpoint folder, so that others can ask in the same words."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_PLACEHOLDER, Sample
+from medmvl.files import read_json, write_json
+
+FILE = "prompts.json"
+#: Patients or records in which a question must occur: one that occurs less often may tell about a patient.
+_LEAST_OCCURRENCES = 3
+#: Questions that are kept of a task, and answers up to which a question counts as closed.
+_MOST_QUESTIONS, _MOST_OPTIONS = 12, 5
+#: Longest question, and longest option, in characters.
+_LONGEST, _LONGEST_OPTION = 300, 60
+#: Bytes of a file that is used: every visitor of the page gets its content.
+_LARGEST = 2**18
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question in the words of the training data.
+
+    Attributes:
+        text: without placeholders.
+        options: its answers, if all its answers in the data are a few short ones; else empty.
+    """
+
+    text: str
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TaskPrompts:
+    """The most frequent questions of a task.
+
+    Attributes:
+        task: the records' `task`, or the name of the data set.
+        modality: "image", "volume" or "text".
+        prompts: the most frequent first.
+    """
+
+    task: str
+    modality: str
+    prompts: tuple[Prompt, ...]
+
+
+@dataclass(frozen=True)
+class StoredPrompts:
+    """What a checkpoint folder says of its training questions.
+
+    Attributes:
+        tasks: empty if the folder holds no such file.
+        images, volumes: most images and volumes of one training record; 0 if it is not known.
+        synthetic: whether it was trained on phantoms drawn by this toolkit.
+    """
+
+    tasks: tuple[TaskPrompts, ...] = field(default=())
+    images: int = 0
+    volumes: int = 0
+    synthetic: bool = False
+
+    def save(self, folder: Path) -> None:
+        """Write the file into a checkpoint folder."""
+        write_json(folder / FILE, asdict(self))
+
+
+def read_prompts(folder: Path) -> StoredPrompts:
+    """Return the prompts stored in a checkpoint folder; empty ones if there is no file that can be read and shown."""
+    try:
+        found = read_json(folder / FILE)
+        if len(json.dumps(found, ensure_ascii=False).encode()) > _LARGEST:  # halves of surrogate pairs raise
+            return StoredPrompts()
+        tasks = tuple(
+            TaskPrompts(
+                str(task["task"]),
+                str(task["modality"]),
+                tuple(Prompt(str(one["text"]), tuple(map(str, one["options"]))) for one in task["prompts"]),
+            )
+            for task in found["tasks"]
+        )
+        return StoredPrompts(tasks, int(found["images"]), int(found["volumes"]), bool(found["synthetic"]))
+    except Exception:  # a page without task buttons is better than none
+        return StoredPrompts()
+
+
+def collect_prompts(data: Iterable[tuple[str, Iterable[Sample]]], *, synthetic: bool = False) -> StoredPrompts:
+    """Return the questions of training data that occur for several patients.
+
+    Args:
+        data: name and samples of each data set.
+        synthetic: see `StoredPrompts`.
+    """
+    asked: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
+    answers: dict[str, Counter[str]] = defaultdict(Counter)
+    images = volumes = 0
+    for name, samples in data:
+        for sample in samples:
+            images, volumes = max(images, len(sample.images)), max(volumes, len(sample.volumes))
+            key = (str(sample.extra.get("task") or name), _modality(sample))
+            patient = str(sample.extra.get("patient") or sample.id)
+            for text, answer in _exchanges(sample):
+                asked[key][text].add(patient)
+                answers[text][answer] += 1
+    tasks = [
+        TaskPrompts(task, modality, prompts)
+        for (task, modality), texts in asked.items()
+        if modality != "text" and (prompts := _frequent(texts, answers))
+    ]
+    return StoredPrompts(tuple(tasks), images, volumes, synthetic)
+
+
+def _frequent(texts: dict[str, set[str]], answers: dict[str, Counter[str]]) -> tuple[Prompt, ...]:
+    usual = [text for text, patients in texts.items() if len(patients) >= _LEAST_OCCURRENCES and len(text) <= _LONGEST]
+    usual.sort(key=lambda text: (-len(texts[text]), text))
+    return tuple(Prompt(text, _options(answers[text])) for text in usual[:_MOST_QUESTIONS])
+
+
+def _options(answers: Counter[str]) -> tuple[str, ...]:
+    """Return the answers of a closed question, the most frequent first: few, short, and each given several times."""
+    few = 2 <= len(answers) <= _MOST_OPTIONS and min(answers.values()) >= _LEAST_OCCURRENCES
+    if not few or any(len(answer) > _LONGEST_OPTION or not answer for answer in answers):
+        return ()
+    return tuple(answer for answer, _ in answers.most_common())
+
+
+def _exchanges(sample: Sample) -> list[tuple[str, str]]:
+    messages: Sequence[Any] = sample.messages
+    found = []
+    for place, message in enumerate(messages):
+        if message.role != "user":
+            continue
+        following = messages[place + 1] if place + 1 < len(messages) else None
+        answer = following.text if following is not None and following.role == "assistant" else sample.answer or ""
+        text = message.text.replace(IMAGE_PLACEHOLDER, "").replace(VOLUME_PLACEHOLDER, "").strip()
+        if text:
+            found.append((text, answer.strip()))
+    return found
+
+
+def _modality(sample: Sample) -> str:
+    return "volume" if sample.volumes else "image" if sample.images else "text"

@@ -1,0 +1,135 @@
+"""Opening of studies: uploads into the session's folder, then reading by a reader process."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from medmvl.data.read_options import ReadOptions
+from medmvl.errors import DataError
+from medmvl.serving.page.errors import PageError
+from medmvl.serving.page.sessions import OpenStudy, Session
+from medmvl.serving.page.settings import PageSettings
+from medmvl.serving.protection import without_paths
+from medmvl.serving.server.failures import RequestError
+
+#: Studies that may be open at the same time.
+MOST_STUDIES = 8
+
+
+class Readers(Protocol):
+    """Reader processes, see `medmvl.serving.server.readers.ReaderPool`."""
+
+    async def study(self, sources: list[Path], out: Path, read: dict[str, Any]) -> dict[str, Any]:
+        """Read files for the page."""
+
+
+async def receive(session: Session, name: str, body: AsyncIterator[bytes], settings: PageSettings) -> None:
+    """Write an uploaded file into the session's folder; its name is kept for display only.
+
+    Raises:
+        PageError: 413 if the visitor has sent too much.
+    """
+    if len(session.uploads) >= settings.files:
+        raise PageError(413, f"At most {settings.files} files are taken at once.", "too_many_files")
+    version = session.version
+    folder = session.folder / "uploads"
+    folder.mkdir(exist_ok=True)
+    number = int(session.uploads[-1][1].name) + 1 if session.uploads else 0
+    upload = name[-200:], folder / f"{number:05d}"
+    session.uploads.append(upload)
+    try:
+        with upload[1].open("wb") as handle:
+            async for piece in body:
+                session.uploaded += len(piece)
+                if session.uploaded > settings.upload_mib * 2**20:
+                    session.clear()
+                    raise PageError(413, f"At most {settings.upload_mib} MiB are taken at once.", "too_large")
+                if session.version != version or session.closed:
+                    raise PageError(409, "The upload was given up.", "changed")
+                handle.write(piece)
+    except OSError as error:
+        _forget(session, upload)
+        raise PageError(507, f"The file cannot be stored here: {error.strerror}.") from None
+    except BaseException:  # a visitor who leaves in the middle leaves no half of a file
+        _forget(session, upload)
+        raise
+
+
+def _forget(session: Session, upload: tuple[str, Path]) -> None:
+    if upload in session.uploads:
+        session.uploads.remove(upload)
+        upload[1].unlink(missing_ok=True)
+
+
+async def open_uploads(session: Session, readers: Readers, request: dict[str, Any]) -> dict[str, Any]:
+    """Read the uploaded files and return what the page shows: studies, series to choose from, or an error with remedies.
+
+    Whatever comes out, the conversation is over; without `add`, so are the studies before.
+
+    Args:
+        request: `read` (options for reading, see `ReadOptions`); `add` to keep the open studies.
+
+    Raises:
+        PageError: if the files cannot be read.
+    """
+    async with session.reading:  # a visitor occupies one reader
+        session.forget_conversation()
+        try:
+            return await _read_uploads(session, readers, request)
+        finally:
+            session.remove_unused()
+
+
+async def _read_uploads(session: Session, readers: Readers, request: dict[str, Any]) -> dict[str, Any]:
+    version = session.version
+    if not session.uploads:
+        raise PageError(
+            400, "Nothing was sent. Drop an image, a NIfTI file, or the files of a DICOM series.", "nothing"
+        )
+    if not request.get("add"):
+        session.studies = []
+    wanted = request.get("read") or {}
+    if not isinstance(wanted, dict):
+        raise PageError(400, "The options for reading are no JSON object.", version=session.version)
+    given = {key: value for key, value in wanted.items() if value not in (None, "")}
+    try:
+        read = ReadOptions.parse(given, "The page").given()
+    except DataError as error:
+        raise PageError(400, str(error), version=session.version) from None
+    sources = [path for _, path in session.uploads]
+    copies = session.new_folder("sources")
+    for source in sources:
+        (copies / source.name).hardlink_to(source)  # readers rename their files; these stay for another try
+    out = session.new_folder("study")
+    try:
+        answer = await readers.study(sorted(copies.iterdir()), out, read)
+    except RequestError as error:
+        raise PageError(400, str(error), version=session.version) from None
+    session.check(version)
+    if "refused" in answer:
+        refused = without_paths(answer["refused"])
+        raise PageError(400, refused, remedies=answer["remedies"], version=session.version)
+    if "series" in answer:
+        return {"series": answer["series"], "version": session.version}
+    return _opened(session, answer["studies"])
+
+
+def _opened(session: Session, found: list[dict[str, Any]]) -> dict[str, Any]:
+    studies = [OpenStudy(Path(facts.pop("folder")), facts) for facts in found]
+    together = [*session.studies, *studies]
+    if len(together) > MOST_STUDIES or len({study.kind for study in together}) > 1:
+        raise PageError(
+            400, f"Open either images or volumes, at most {MOST_STUDIES}.", "mixed", version=session.version
+        )
+    names = [name for name, _ in session.uploads]
+    for study in studies:
+        alone = len(studies) == len(names)
+        study.facts["name"] = names[studies.index(study)] if alone else f"{names[0]} (+{len(names) - 1})"
+    if len(names) == 1:
+        for study in studies:
+            study.facts["name"] = names[0]
+    session.studies, session.uploads, session.uploaded = together, [], 0
+    session.version += 1
+    return {"studies": [study.facts for study in together], "version": session.version}

@@ -1,0 +1,1 @@
+"""`medmvl serve`: an OpenAI-compatible HTTP server that answers about images and volumes."""

@@ -1,0 +1,87 @@
+"""Comparison of a finished stage with the model that was trained, before its checkpoint is published.
+
+Both run on one small probe batch. Differences are relative to the largest value. A difference that rounding does not explain
+stops the stage: nothing is published and its checkpoints are kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from medmvl.errors import TrainingError
+
+#: Largest difference that is rounding, relative to the largest value: of fp32 results, and if weights or activations were
+#: rounded to half precision in between.
+TOLERANCE, HALF_TOLERANCE = 1e-3, 0.25
+
+
+@dataclass
+class FinishedCheck:
+    """Differences between the trained and the finished model.
+
+    Attributes:
+        stage: name of the stage, for messages.
+        what: what is compared, such as "logits".
+        differences: name of a comparison -> largest difference, relative to the largest value.
+    """
+
+    stage: str
+    what: str = "logits"
+    differences: dict[str, float] = field(default_factory=dict)
+
+    def compare(self, name: str, found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
+        """Note the difference of two results of equal shape.
+
+        Raises:
+            TrainingError: if it is larger than `tolerance`, or not a number.
+        """
+        found, expected = found.detach().float().cpu(), expected.detach().float().cpu()
+        difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+        self.differences[name] = max(difference, self.differences.get(name, 0.0))
+        if not difference <= tolerance:
+            raise TrainingError(
+                f"Stage {self.stage!r}: the finished model's {self.what} differ from the trained model's by {difference:.1e} of "
+                f"the largest one ({name}), more than rounding explains ({tolerance:.0e}). Its checkpoints are kept. Please "
+                "report this."
+            )
+
+    def when_written(
+        self, write: Callable[[Path], object], compare: Callable[[Path], None]
+    ) -> Callable[[Path], dict[str, float]]:
+        """Return a function that writes a folder, compares what it holds, prints and returns the differences."""
+
+        def write_and_compare(folder: Path) -> dict[str, float]:
+            write(folder)
+            compare(folder)
+            self.say()
+            return self.differences
+
+        return write_and_compare
+
+    def say(self) -> None:
+        """Print the differences."""
+        found = ", ".join(f"{difference:.1e} ({name})" for name, difference in self.differences.items())
+        message = f"Stage {self.stage}: {self.what} of the finished model differ by at most {found} of the largest one."
+        Console(stderr=True, soft_wrap=True).print(message, highlight=False, markup=False)
+
+
+@torch.no_grad()
+def round_weights(model: nn.Module, dtype: torch.dtype) -> None:
+    """Round the stored floating-point values of a model to another dtype; they keep their own, and so do other buffers."""
+    stored = model.state_dict(keep_vars=True)
+    for value in stored.values():
+        if value.is_floating_point():
+            value.data = value.data.to(dtype).to(value.dtype)
+
+
+def release_gradients(model: Any) -> None:
+    """Free the gradients, in whose place the folder that is read again finds memory."""
+    for parameter in model.parameters():
+        parameter.grad = None

@@ -1,0 +1,1 @@
+"""The DICOM node: receive studies, process them in order, deliver results; all state is on disk."""

@@ -1,0 +1,66 @@
+"""Tests of the limits on chat templates."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from medmvl.data.sample import Message
+from medmvl.errors import RecipeError
+from medmvl.processing import chat
+from medmvl.processing.time_limit import TimeLimitError, time_limit
+
+
+def run_for_ever() -> None:
+    while True:
+        pass
+
+
+ENDLESS = "{% for a in range(90000) %}{% for b in range(90000) %}{% endfor %}{% endfor %}"
+
+
+def test_endless_template_is_refused_in_any_thread(tokenizer, monkeypatch):
+    monkeypatch.setattr(chat, "TEMPLATE_SECONDS", 0.3)
+    found: list[BaseException] = []
+
+    def render() -> None:
+        try:
+            chat.render([Message("user", "a")], ENDLESS, tokenizer)
+        except RecipeError as error:
+            found.append(error)
+
+    render()
+    thread = threading.Thread(target=render)
+    thread.start()
+    thread.join(20)
+    assert [str(error) for error in found] == [
+        "The chat template did not end within 0.3 seconds. Use another one (--template)."
+    ] * 2
+
+
+def test_power_in_a_template_is_refused(tokenizer):
+    with pytest.raises(RecipeError, match="computes a power"):
+        chat.render([Message("user", "a")], "{{ 9 ** 9 ** 9 }}", tokenizer)
+
+
+def test_template_that_fills_the_memory_is_refused(tokenizer, monkeypatch):
+    monkeypatch.setattr("medmvl.processing.time_limit.MOST_GROWTH", 2**26)
+    doubling = "{% set n = namespace(x='a') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
+    with pytest.raises(RecipeError, match="too much memory"):
+        chat.render([Message("user", "a")], doubling, tokenizer)
+
+
+@pytest.mark.parametrize("text", ["{{ 'a' * 10000000000 }}", "{{ 'a' | center(1234567) }}"])
+def test_huge_number_in_a_template_is_refused(tokenizer, text):
+    with pytest.raises(RecipeError, match="at most 6 digits"):
+        chat.render([Message("user", "a")], text, tokenizer)
+
+
+def test_limit_ends_with_its_block():
+    with time_limit(0.05):
+        pass
+    time.sleep(0.1)  # nothing arrives late
+    with pytest.raises(TimeLimitError), time_limit(0.05):
+        run_for_ever()
