@@ -417,6 +417,11 @@ def _(place: Place) -> list[Any]:
     return _template(place, "{% set n = namespace(x='a') %}" + doubling + "{{ n.x }}")
 
 
+@_attack("ask", "the chat template makes a text of 10^11 characters in one step")
+def _(place: Place) -> list[Any]:
+    return _template(place, "{{ ('a' * 99999) * 999999 }}")
+
+
 @_attack("ask", "the chat template pads a text to 10^10 characters")
 def _(place: Place) -> list[Any]:
     return _template(place, "{{ 'a' | center(10000000000) }}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import threading
 import time
 
@@ -10,7 +11,7 @@ import pytest
 from medmvl.data.sample import Message
 from medmvl.errors import RecipeError
 from medmvl.processing import chat
-from medmvl.processing.time_limit import TimeLimitError, time_limit
+from medmvl.processing.time_limit import TimeLimitError, memory_limit, time_limit
 
 
 def run_for_ever() -> None:
@@ -50,6 +51,24 @@ def test_template_that_fills_the_memory_is_refused(tokenizer, monkeypatch):
     doubling = "{% set n = namespace(x='a') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}{% endfor %}"
     with pytest.raises(RecipeError, match="too much memory"):
         chat.render([Message("user", "a")], doubling, tokenizer)
+
+
+def test_single_step_that_fills_the_memory_is_refused(tokenizer):
+    with pytest.raises(RecipeError, match="too much memory"):
+        chat.render([Message("user", "a")], "{{ ('a' * 99999) * 999999 }}", tokenizer)
+
+
+def test_memory_limit_ends_with_the_last_of_its_blocks():
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    outer, inner = memory_limit(), memory_limit()
+    outer.__enter__()
+    inner.__enter__()
+    outer.__exit__(None, None, None)
+    assert resource.getrlimit(resource.RLIMIT_DATA) != before
+    with pytest.raises(MemoryError):
+        bytearray(2**31)
+    inner.__exit__(None, None, None)
+    assert resource.getrlimit(resource.RLIMIT_DATA) == before
 
 
 @pytest.mark.parametrize("text", ["{{ 'a' * 10000000000 }}", "{{ 'a' | center(1234567) }}"])

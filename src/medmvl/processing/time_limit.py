@@ -1,51 +1,43 @@
-"""A limit of time and memory for Python code of others, in any thread."""
+"""Limits of time and memory for Python code of others, in any thread."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-#: Growth of the process's memory in bytes, while the code runs, after which it is interrupted; and seconds between two checks. Below a
-#: power of two, so that a text that doubles is caught at 512 MiB and not at 1 GiB, with the next doubling under way.
-MOST_GROWTH, CHECK_SECONDS = 448 * 2**20, 0.02
+#: Bytes that the process may take while the code runs, beyond what it holds.
+MOST_GROWTH = 2**30
+
+_changing = threading.Lock()
+_before: list[tuple[int, int]] = []  # the limit to return to, once for each block that runs
 
 
 class TimeLimitError(Exception):
     """The code did not end in time."""
 
 
-class MemoryLimitError(Exception):
-    """The code took too much memory."""
-
-
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raise TimeLimitError in the block if it is not done after `seconds`, MemoryLimitError if memory grows by 448 MiB.
+    """Raise TimeLimitError in the block if it is not done after `seconds`.
 
-    The exception arrives between two bytecodes; a single long call into C is not interrupted. Memory is checked 50 times
-    a second, where the system has /proc, and that of the whole process: other threads count as well.
+    The exception arrives between two bytecodes; a single long call into C is not interrupted.
     """
     thread = ctypes.c_ulong(threading.get_ident())
     lock, done, late = threading.Lock(), threading.Event(), threading.Event()
 
     def watch() -> None:
-        end, before = time.monotonic() + seconds, _resident_bytes()
-        while not done.wait(CHECK_SECONDS):
-            grown = _resident_bytes() - before > MOST_GROWTH
-            if grown or time.monotonic() > end:
-                break
-        else:
+        if done.wait(seconds):
             return
         with lock:
             if not done.is_set():
                 late.set()
-                error = MemoryLimitError if grown else TimeLimitError
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(error))
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(TimeLimitError))
 
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
@@ -58,9 +50,34 @@ def time_limit(seconds: float) -> Iterator[None]:
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
 
 
-def _resident_bytes() -> int:
-    """Return the memory that this process holds, 0 where the system has no /proc."""
+@contextmanager
+def memory_limit() -> Iterator[None]:
+    """Raise MemoryError in the block where it asks for more than 1 GiB beyond what the process holds.
+
+    The system counts (Linux's RLIMIT_DATA), so a single step of any size is refused before it is made. It counts the whole
+    process: what other threads ask for meanwhile counts as well. Other systems know no such limit: there it does nothing.
+    """
+    held = _data_bytes()
+    if held is None:
+        yield
+        return
+    with _changing:
+        soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+        _before.append(_before[0] if _before else (soft, hard))
+        limits = [limit for limit in (_before[0][0], hard) if limit != resource.RLIM_INFINITY]
+        resource.setrlimit(resource.RLIMIT_DATA, (min([held + MOST_GROWTH, *limits]), hard))
     try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError):
-        return 0
+        yield
+    finally:
+        with _changing:
+            before = _before.pop()
+            if not _before:
+                resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _data_bytes() -> int | None:
+    """Return the bytes that RLIMIT_DATA counts, None where the system does not tell them."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[5]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError, IndexError):
+        return None

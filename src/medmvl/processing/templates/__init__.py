@@ -7,6 +7,7 @@ inside a generation block is supervised.
 from __future__ import annotations
 
 import logging
+from functools import cache
 from importlib import resources
 
 from transformers import PreTrainedTokenizerBase
@@ -42,6 +43,16 @@ def load_template(name: str) -> str:
     if name not in template_names():
         raise RecipeError(f"Unknown template {name!r}. {did_you_mean(name, template_names())}")
     return resources.files(__name__).joinpath(f"{name}.jinja").read_text(encoding="utf-8")
+
+
+def is_ours(template: str) -> bool:
+    """Return whether a Jinja source is that of a template of this package."""
+    return template in _sources()
+
+
+@cache
+def _sources() -> frozenset[str]:
+    return frozenset(map(load_template, template_names()))
 
 
 def native_template(tokenizer: PreTrainedTokenizerBase) -> str:
