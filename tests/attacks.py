@@ -15,7 +15,6 @@ import shutil
 import signal
 import socketserver
 import struct
-import sys
 import threading
 import time
 import zipfile
@@ -35,6 +34,7 @@ from pydicom.encaps import encapsulate
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, LlamaConfig, SiglipVisionConfig, SiglipVisionModel
 
+from forked import start
 from medmvl.evaluation.vlm3d import CT_RATE_FINDINGS
 from medmvl.processing import ImageProcessor
 from tiny import SIGLIP, make_tokenizer
@@ -101,9 +101,7 @@ def run(attack: Attack, place: Place) -> Outcome:
     """Run the command of an attack in a fork of this process, which has imported everything, with limits."""
     place.own.mkdir(parents=True)
     log = place.own / "log.txt"
-    child = os.fork()
-    if not child:
-        _run_command(attack, place, log)
+    child = start(lambda: _prepared(attack, place), log, _limit_cpu)
     before, end = _memory(), time.monotonic() + SECONDS
     while not (found := os.wait4(child, os.WNOHANG))[0]:
         if time.monotonic() > end:
@@ -129,29 +127,15 @@ def fault(attack: Attack, outcome: Outcome) -> str:
     return ""
 
 
-def _run_command(attack: Attack, place: Place, log: Path) -> None:
-    from medmvl.cli import main as command_line
+def _prepared(attack: Attack, place: Place) -> list[Any]:
+    """Enter the attack's own folder, write its input and return the command's arguments."""
+    os.chdir(place.own)
+    os.environ["MEDMVL_CACHE"] = str(place.own / "cache")
+    return attack.prepare(place)
 
-    status = 97
-    try:
-        os.setpgid(0, 0)
-        os.chdir(place.own)
-        os.environ["MEDMVL_CACHE"] = str(place.own / "cache")
-        arguments = [str(word) for word in attack.prepare(place)]
-        handle = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        sys.argv = ["medmvl", *arguments]
-        resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
-        command_line.main()
-        status = 0
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(status)
+
+def _limit_cpu() -> None:
+    resource.setrlimit(resource.RLIMIT_CPU, (CPU_SECONDS, CPU_SECONDS + 1))
 
 
 def _memory() -> int:

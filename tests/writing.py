@@ -23,6 +23,7 @@ import pydicom
 import yaml
 from PIL import Image
 
+from forked import start, wait
 from medmvl.checkpoints import export_llava
 from medmvl.checkpoints.adapters import adapt
 from medmvl.phantoms import draw_patient, write_dicom_series
@@ -230,39 +231,6 @@ def commands(inputs: Path, out: Path) -> dict[str, list[str]]:
     places = {"o": out} | {name: inputs / name for name in ("r.jsonl", "p.jsonl", "own-data", "v.jsonl", "g.yaml", "dicom", "llava",
                                                             "adapter", "recipe.yaml", "dicom/0", "protocol.yaml")}  # fmt: skip
     return {name: [str(places.get(word, word)) for word in words] for name, words in data.items()}
-
-
-def start(arguments: list[str], log: Path, before: Callable[[], None] | None = None) -> int:
-    """Run `medmvl ARGUMENTS` in a fork of this process, which has imported everything; return the process id."""
-    from medmvl.cli import main as command_line
-
-    child = os.fork()
-    if child:
-        return child
-    status = 1
-    try:
-        os.setpgid(0, 0)
-        handle = os.open(log, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
-        os.dup2(handle, 1)
-        os.dup2(handle, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
-        if before is not None:
-            before()
-        sys.argv = ["medmvl", *arguments]
-        command_line.main()
-        status = 0
-    except SystemExit as stop:
-        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    finally:
-        for stream in (sys.stdout, sys.stderr):
-            stream.flush()
-        os._exit(status)
-    return child
-
-
-def wait(process: int) -> int:
-    """Return the exit status of a process."""
-    return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
 @contextmanager

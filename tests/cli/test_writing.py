@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from forked import start, wait
 from processes import run_in_a_clean_process
 from writing import (
     clear,
@@ -20,9 +21,7 @@ from writing import (
     kill_and_rerun,
     prepare_in_a_fork,
     small_disk,
-    start,
     uninterrupted,
-    wait,
 )
 
 NAMES = list(commands(Path(), Path()))
