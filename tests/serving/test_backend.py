@@ -191,24 +191,19 @@ def test_refusal_of_the_engine_has_a_status(server, engine, media, status, code)
     ask(server, user(QUESTION, part("image", media / "a.png")))
 
 
-def test_broken_stream_is_no_answer(server, engine):
-    engine[0].breaks_after = 2
+@pytest.mark.parametrize(
+    ("setting", "value", "said", "code"),
+    [("breaks_after", 2, "broke off", 503), ("logprob", float("nan"), "another form", 502)],
+    ids=["broken stream", "probability that is no number"],
+)
+def test_faulty_reply_is_no_answer(server, engine, setting, value, said, code):
+    setattr(engine[0], setting, value)
     try:
-        with pytest.raises(openai.APIStatusError, match="broke off") as raised:
+        with pytest.raises(openai.APIStatusError, match=said) as raised:
             ask(server, user("Hello."))
     finally:
-        engine[0].breaks_after = None
-    assert raised.value.status_code == 503
-
-
-def test_probability_that_is_no_number_is_no_answer(server, engine):
-    engine[0].logprob = float("nan")
-    try:
-        with pytest.raises(openai.APIStatusError, match="another form") as raised:
-            ask(server, user("Hello."))
-    finally:
-        engine[0].logprob = None
-    assert raised.value.status_code == 502
+        setattr(engine[0], setting, None)
+    assert raised.value.status_code == code
 
 
 def test_constraint_is_refused(server):
