@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from medmvl.phantoms.phantom import Phantom
 
 RECORDS = "evidence.jsonl"
 
+#: First pixel and end, along the axes of a picture.
+Box = list[list[int]]
+
 
 def write_evidence(root: PathLike, phantoms: Iterable[Phantom]) -> Path:
     """Write a question about every finding of some patients below `root`, radiograph and CT; return the records' path.
@@ -26,8 +30,7 @@ def write_evidence(root: PathLike, phantoms: Iterable[Phantom]) -> Path:
     the same patient without the finding. Emphysema is in the whole lungs and has no box.
     """
     root = Path(root)
-    rows = [row for phantom in phantoms for row in (*_radiograph_rows(root, phantom), *_scan_rows(root, phantom))]
-    write_jsonl(root / RECORDS, rows)
+    write_jsonl(root / RECORDS, _rows(root, phantoms, _evidence_rows))
     write_note(root, "evidence records")
     return root / RECORDS
 
@@ -36,58 +39,51 @@ def write_closed_questions(root: PathLike, splits: Mapping[str, Iterable[Phantom
     """Write the yes-or-no questions about radiograph and CT of each patient as `root`/SPLIT.jsonl; return `root`."""
     root = Path(root)
     for split, phantoms in splits.items():
-        write_jsonl(root / f"{split}.jsonl", [row for phantom in phantoms for row in _closed_rows(root, phantom)])
+        write_jsonl(root / f"{split}.jsonl", _rows(root, phantoms, _closed_rows))
     write_note(root, "closed questions")
     return root
 
 
-def _radiograph_rows(root: Path, phantom: Phantom) -> Iterator[dict[str, Any]]:
-    names = [name for name in texts.ASKED_ON_RADIOGRAPH if name in phantom.findings]
-    picture = _save_radiograph(root, phantom)
-    for question in texts.yes_no(phantom.findings, names, "radiograph", phantom.text_rng()):
+def _rows(
+    root: Path, phantoms: Iterable[Phantom], of_patient: Callable[[Path, Phantom, _Shown], Iterator[dict[str, Any]]]
+) -> list[dict[str, Any]]:
+    return [row for phantom in phantoms for shown in _SHOWN for row in of_patient(root, phantom, shown)]
+
+
+def _evidence_rows(root: Path, phantom: Phantom, shown: _Shown) -> Iterator[dict[str, Any]]:
+    names = [name for name in shown.asked if name in phantom.findings]
+    for finding, row in _questions(root, phantom, shown, names):
+        found: dict[str, Any] = {"erased": shown.save(root, phantom.without(finding))}
+        box = shown.box(phantom, finding)
+        yield {**row, "evidence": found if box is None else {**found, "box": box}}
+
+
+def _closed_rows(root: Path, phantom: Phantom, shown: _Shown) -> Iterator[dict[str, Any]]:
+    return (row for _, row in _questions(root, phantom, shown, shown.asked))
+
+
+def _questions(
+    root: Path, phantom: Phantom, shown: _Shown, names: Sequence[str]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (finding, record) of the yes-or-no question about each of `names`."""
+    path = shown.save(root, phantom)
+    for question in texts.yes_no(phantom.findings, names, shown.word, phantom.text_rng()):
         assert question.finding is not None
-        found: dict[str, Any] = {"erased": _save_radiograph(root, phantom.without(question.finding))}
-        if question.finding in phantom.boxes:
-            x, y, width, height = phantom.boxes[question.finding]
-            found["box"] = [[y, x], [y + height, x + width]]
-        yield {**_record("image", picture, question, phantom), "evidence": found}
-
-
-def _scan_rows(root: Path, phantom: Phantom) -> Iterator[dict[str, Any]]:
-    names = [name for name in texts.ASKED_ON_CT if name in phantom.findings]
-    volume = _save_scan(root, phantom)
-    for question in texts.yes_no(phantom.findings, names, "scan", phantom.text_rng()):
-        assert question.finding is not None
-        found: dict[str, Any] = {"erased": _save_scan(root, phantom.without(question.finding))}
-        if question.finding in phantom.scan_boxes:
-            found["box"] = [list(corner) for corner in phantom.scan_boxes[question.finding]]
-        yield {**_record("image3d", volume, question, phantom), "evidence": found}
-
-
-def _closed_rows(root: Path, phantom: Phantom) -> Iterator[dict[str, Any]]:
-    for key, names, word, save in (
-        ("image", texts.ASKED_ON_RADIOGRAPH, "radiograph", _save_radiograph),
-        ("image3d", texts.ASKED_ON_CT, "scan", _save_scan),
-    ):
-        path = save(root, phantom)
-        for question in texts.yes_no(phantom.findings, names, word, phantom.text_rng()):
-            yield _record(key, path, question, phantom)
-
-
-def _record(key: str, path: str, question: texts.Question, phantom: Phantom) -> dict[str, Any]:
-    kind, placeholder = ("radiograph", IMAGE_PLACEHOLDER) if key == "image" else ("ct", VOLUME_PLACEHOLDER)
-    return {
-        "id": f"{phantom.patient}-{kind}-{question.finding}".replace(" ", "-"),
-        "patient": phantom.patient,
-        key: [path],
-        "conversations": [{"from": "human", "value": f"{placeholder}\n{question.text}"}],
-        "answer": question.answer,
-        "answer_type": "CLOSED",
-        "task": "vqa",
-        "modality": "X-Ray" if key == "image" else "CT",
-        "finding": question.finding,
-        "synthetic": True,
-    }
+        yield (
+            question.finding,
+            {
+                "id": f"{phantom.patient}-{shown.kind}-{question.finding}".replace(" ", "-"),
+                "patient": phantom.patient,
+                shown.key: [path],
+                "conversations": [{"from": "human", "value": f"{shown.placeholder}\n{question.text}"}],
+                "answer": question.answer,
+                "answer_type": "CLOSED",
+                "task": "vqa",
+                "modality": shown.modality,
+                "finding": question.finding,
+                "synthetic": True,
+            },
+        )
 
 
 def _name(phantom: Phantom) -> str:
@@ -105,3 +101,43 @@ def _save_scan(root: Path, phantom: Phantom) -> str:
     path = f"scans/{_name(phantom)}.nii.gz"
     save_nifti(root / path, phantom)
     return path
+
+
+def _box_on_radiograph(phantom: Phantom, finding: str) -> Box | None:
+    if finding not in phantom.boxes:
+        return None
+    x, y, width, height = phantom.boxes[finding]
+    return [[y, x], [y + height, x + width]]
+
+
+def _box_in_scan(phantom: Phantom, finding: str) -> Box | None:
+    box = phantom.scan_boxes.get(finding)
+    return None if box is None else [list(corner) for corner in box]
+
+
+@dataclass(frozen=True)
+class _Shown:
+    """A kind of picture: its words and keys in records, what is asked about it, and how it is saved.
+
+    Attributes:
+        save: writes the picture of a patient below a folder and returns its path there.
+        box: returns first pixel and end of a finding; None if it has no place of its own.
+    """
+
+    key: str
+    kind: str
+    placeholder: str
+    modality: str
+    word: str
+    asked: Sequence[str]
+    save: Callable[[Path, Phantom], str]
+    box: Callable[[Phantom, str], Box | None]
+
+
+_SHOWN = (
+    _Shown(
+        "image", "radiograph", IMAGE_PLACEHOLDER, "X-Ray", "radiograph", texts.ASKED_ON_RADIOGRAPH,
+        _save_radiograph, _box_on_radiograph,
+    ),
+    _Shown("image3d", "ct", VOLUME_PLACEHOLDER, "CT", "scan", texts.ASKED_ON_CT, _save_scan, _box_in_scan),
+)  # fmt: skip
