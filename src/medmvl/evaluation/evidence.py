@@ -19,7 +19,7 @@ from medmvl.evaluation.text import normalize_word
 from medmvl.files import PathLike
 from medmvl.inference import GenerationOptions, Predictor
 from medmvl.inference.batch import run_facts
-from medmvl.inference.evidence import Evidence, Explained, Explainer, ExplainOptions, Watch
+from medmvl.inference.evidence import Evidence, Explained, Explainer, ExplainOptions, ExplainRequest, Watch
 from medmvl.inference.evidence.curves import area, deletion_and_insertion
 from medmvl.inference.evidence.result import Method
 from medmvl.inference.row_job import RowJob
@@ -127,7 +127,7 @@ class EvidenceRows:
         return normalize_word(self._answer(images, volumes, sample)) != normalize_word(answer)
 
     def _explained(self, predictor: Predictor, sample: Sample, answer: str) -> Explained:
-        return predictor.explained(sample.messages, sample.images, sample.volumes, answer=answer)
+        return predictor.explained(ExplainRequest(sample.messages, sample.images, sample.volumes, answer))
 
     def _curves(self, explained: Explained, evidence: Evidence) -> tuple[list[float], list[float]]:
         """Return the curves of a heat map under the trained model."""

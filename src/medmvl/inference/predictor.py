@@ -37,6 +37,7 @@ from medmvl.inference.evidence import (
     Explained,
     Explainer,
     ExplainOptions,
+    ExplainRequest,
     Target,
     Watch,
     opened,
@@ -292,34 +293,24 @@ class Predictor:
             RecipeError: for an unknown option.
         """
         settings = named_options(ExplainOptions, options)
-        explained = self.explained(
-            text, images, volumes, answer=answer, sentence=sentence, target=target, read=read, settings=settings
-        )
+        request = ExplainRequest(text, images, volumes, answer, sentence, target, read)
         explainer = Explainer(self.model, self.processor, self.visual_cache)
-        return explainer.explain(explained, settings, Watch(progress, on_level, cancel))
+        return explainer.explain(self.explained(request, settings), settings, Watch(progress, on_level, cancel))
 
-    def explained(
-        self,
-        text: str | Sequence[Message],
-        images: Sequence[ImageLike] = (),
-        volumes: Sequence[VolumeLike] = (),
-        *,
-        answer: str | None = None,
-        sentence: str | None = None,
-        target: str | None = None,
-        read: ReadOptions | Mapping[str, Any] | None = None,
-        settings: ExplainOptions | None = None,
-    ) -> Explained:
-        """Return the prepared inputs of `explain`, whose arguments these are, with the answer."""
-        images, volumes = visual_inputs("images", images, read), visual_inputs("volumes", volumes, read)
-        chosen = Target.choose(target, len(images), len(volumes))
+    def explained(self, request: ExplainRequest, settings: ExplainOptions | None = None) -> Explained:
+        """Return the prepared inputs of a request, with the answer."""
+        images = visual_inputs("images", request.images, request.read)
+        volumes = visual_inputs("volumes", request.volumes, request.read)
+        chosen = Target.choose(request.target, len(images), len(volumes))
+        text = request.text
         sample = (
             question(text, len(images), len(volumes)) if isinstance(text, str) else Sample("(question)", tuple(text))
         )
-        inputs: dict[str, list[Any]] = {"image": list(images), "volume": list(volumes)}
+        inputs = {"image": images, "volume": volumes}
         own = inputs[chosen.modality]
         own[chosen.index] = opened(own[chosen.index], chosen.modality)
-        encoded = self.encode(sample, inputs["image"], inputs["volume"])
+        encoded = self.encode(sample, images, volumes)
+        answer = request.answer
         if answer is None:
             longest = (settings or ExplainOptions()).max_new_tokens
             answer = self.generate([encoded], GenerationOptions(longest))[0].text
@@ -327,7 +318,7 @@ class Predictor:
         explainer = Explainer(self.model, self.processor, self.visual_cache)
         values = pixels[PIXEL_KEYS[chosen.modality]][chosen.index]
         places, picture = explainer.locate(chosen, own[chosen.index], values)
-        whole = answer if sentence is None else sentence
+        whole = answer if request.sentence is None else request.sentence
         return Explained(sample, answer, whole, pixels, chosen, places, picture)
 
     def _encode_questions(

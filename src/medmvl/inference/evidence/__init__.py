@@ -1,6 +1,6 @@
 """Evidence for a sentence of an answer: occlusion of the input, and attention as a quick preview."""
 
-from medmvl.inference.evidence.explain import Cancel, Explained, Explainer, Watch
+from medmvl.inference.evidence.explain import Cancel, Explained, Explainer, ExplainRequest, Watch
 from medmvl.inference.evidence.places import opened
 from medmvl.inference.evidence.result import METHODS, Evidence, ExplainOptions, Target
 from medmvl.inference.evidence.writing import heat_nifti, overlay, save_evidence
@@ -10,6 +10,7 @@ __all__ = [
     "Cancel",
     "Evidence",
     "ExplainOptions",
+    "ExplainRequest",
     "Explained",
     "Explainer",
     "Target",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from medmvl.data.read_options import ReadOptions
 from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_PLACEHOLDER, Message, Sample
 from medmvl.errors import CancelledError, DataError, shown
 from medmvl.imaging import Image, Volume
@@ -25,6 +26,8 @@ from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.models.labels import IGNORE_INDEX
 from medmvl.models.visual_inputs import FEATURE_KEYS, PIXEL_KEYS
 from medmvl.processing import MedMVLProcessor
+from medmvl.processing.image2d import ImageLike
+from medmvl.processing.volume3d import VolumeLike
 
 
 class Cancel(Protocol):
@@ -58,6 +61,28 @@ class Watch:
             raise CancelledError("The explanation was cancelled.")
         if self.progress is not None:
             self.progress(done, total)
+
+
+@dataclass(frozen=True, eq=False)
+class ExplainRequest:
+    """What is to be explained.
+
+    Attributes:
+        text: the question, or the turns of a conversation that ends with it, placeholders included.
+        images, volumes: what it is about: paths, or images and volumes already read.
+        answer: the answer; default: the model's own, generated greedily.
+        sentence: a part of the answer, such as one sentence of a report; default: all of it.
+        target: the input whose places are tested, "image:0" or "volume:1"; needed if there are several.
+        read: how the files are read.
+    """
+
+    text: str | Sequence[Message]
+    images: Sequence[ImageLike] = ()
+    volumes: Sequence[VolumeLike] = ()
+    answer: str | None = None
+    sentence: str | None = None
+    target: str | None = None
+    read: ReadOptions | Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, eq=False)
