@@ -101,7 +101,7 @@ def turn_taker() -> Any:
 
 def prepare(folder: Path, size: str) -> None:
     """Write data, our starting checkpoint and the same weights as a LLaVA folder."""
-    from medmvl.checkpoints.export_llava import export_llava
+    from medmvl.checkpoints.llava_export import export_llava
     from medmvl.training.run import train
 
     medical_mix.write_data(folder, RECORDS)

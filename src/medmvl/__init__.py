@@ -6,10 +6,10 @@ The import also registers the classes with transformers' Auto classes, still wit
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from medmvl import auto_classes
+from medmvl.lazy import lazy_names
 
 if TYPE_CHECKING:
     from medmvl.imaging import geometry, read_image, read_volume
@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOMES = {
-    "MedMVLConfig": "medmvl.models",
-    "MedMVLForConditionalGeneration": "medmvl.models",
-    "MedMVLProcessor": "medmvl.processing",
-    "Predictor": "medmvl.inference",
-    "geometry": "medmvl.imaging",
-    "read_image": "medmvl.imaging",
-    "read_volume": "medmvl.imaging",
-}
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "MedMVLConfig": "medmvl.models",
+        "MedMVLForConditionalGeneration": "medmvl.models",
+        "MedMVLProcessor": "medmvl.processing",
+        "Predictor": "medmvl.inference",
+        "geometry": "medmvl.imaging",
+        "read_image": "medmvl.imaging",
+        "read_volume": "medmvl.imaging",
+    },
+)
 
 __all__ = [
     "MedMVLConfig",
@@ -38,18 +41,6 @@ __all__ = [
     "read_image",
     "read_volume",
 ]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module 'medmvl' has no attribute {name!r}")
-    value = getattr(importlib.import_module(_HOMES[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
 
 
 auto_classes.register(__name__)

@@ -17,7 +17,8 @@ from importlib.util import find_spec
 from types import ModuleType
 from typing import cast
 
-_MODEL_TYPE = "medmvl"
+#: `model_type` of our checkpoints: a model with an LLM, or the dual encoder of a contrastive stage.
+MODEL_TYPE, DUAL_ENCODER_TYPE = "medmvl", "medmvl-dual-encoder"
 _AUTO = "transformers.models.auto"
 
 #: Module of transformers -> its table of class names, and our entry.
@@ -41,7 +42,7 @@ class _AddAfterwards(Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         self._own.exec_module(module)
-        getattr(module, self._table)[_MODEL_TYPE] = self._entry
+        getattr(module, self._table)[MODEL_TYPE] = self._entry
 
 
 class _TableFinder(MetaPathFinder):
@@ -67,7 +68,7 @@ def register(package: str) -> None:
     if any(name in sys.modules for name in _TABLES):
         _register_now(sys.modules[package])
     elif not any(isinstance(finder, _TableFinder) for finder in sys.meta_path):
-        sys.modules[f"transformers.models.{_MODEL_TYPE}"] = sys.modules[package]
+        sys.modules[f"transformers.models.{MODEL_TYPE}"] = sys.modules[package]
         sys.meta_path.insert(0, cast(MetaPathFinder, _TableFinder()))
 
 
@@ -75,6 +76,6 @@ def _register_now(package: ModuleType) -> None:
     """Register by the Auto classes' own methods, which import our classes."""
     transformers = importlib.import_module("transformers")
     config = package.MedMVLConfig
-    transformers.AutoConfig.register(_MODEL_TYPE, config, exist_ok=True)
+    transformers.AutoConfig.register(MODEL_TYPE, config, exist_ok=True)
     transformers.AutoModelForImageTextToText.register(config, package.MedMVLForConditionalGeneration, exist_ok=True)
     transformers.AutoProcessor.register(config, package.MedMVLProcessor, exist_ok=True)

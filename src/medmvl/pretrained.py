@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from medmvl.errors import CheckpointError, MedMVLError
-from medmvl.files import BAD_JSON, PathLike
+from medmvl.files import BAD_JSON, PathLike, json_fault
 
 #: Keyword argument of every `from_pretrained` and `from_config` of transformers.
 NO_REMOTE_CODE = {"trust_remote_code": False}
 
-_ADAPTER_CONFIG = "adapter_config.json"
+#: Settings of PEFT in a folder of adapters.
+ADAPTER_CONFIG = "adapter_config.json"
 
 #: Settings that say how often a part of a model is built, and the most that is allowed: building 10^9 layers takes days, even
 #: without memory for their weights. Published models have up to some hundred.
@@ -150,19 +151,39 @@ def _check_repeats(file: Path) -> None:
                 )
 
 
+def read_raw_config(folder: Path) -> dict[str, Any]:
+    """Return a checkpoint's config.json as plain data.
+
+    Raises:
+        CheckpointError: if the folder or the file is missing or is not JSON.
+    """
+    check_folder(folder)
+    file = folder / "config.json"
+    if not file.is_file():
+        what = "is not a folder" if not folder.is_dir() else "has no config.json"
+        raise CheckpointError(f"{folder} {what}. Give the folder of a checkpoint.")
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+    except BAD_JSON as error:
+        raise CheckpointError(f"{file} is not valid JSON: {json_fault(error)}. Copy it again.") from error
+    if not isinstance(raw, dict):
+        raise CheckpointError(f"{file} must hold a JSON object, not a {type(raw).__name__}.")
+    return raw
+
+
 def refuse_adapters(source: PathLike) -> None:
     """Raise if a local folder holds PEFT adapters, which transformers would apply to the weights without a word.
 
     Raises:
         CheckpointError: naming the file.
     """
-    if (Path(source) / _ADAPTER_CONFIG).is_file():
+    if (Path(source) / ADAPTER_CONFIG).is_file():
         raise CheckpointError(_adapter_message(source))
 
 
 def _adapter_message(source: PathLike) -> str:
     return (
-        f"{source} holds PEFT adapters ({_ADAPTER_CONFIG}), which are not applied. Merge them first "
+        f"{source} holds PEFT adapters ({ADAPTER_CONFIG}), which are not applied. Merge them first "
         "(medmvl checkpoint merge), or remove the adapter files if only the model is meant."
     )
 

@@ -22,14 +22,14 @@ from transformers import (
 
 from medmvl.checkpoints import convert, export_llava
 from medmvl.checkpoints.engine_templates import llama_cpp_template, without_generation
-from medmvl.checkpoints.export_llava import (
+from medmvl.checkpoints.gguf.llm import llm_tensors
+from medmvl.checkpoints.llava_export import (
     LlavaExport,
     _build,
     check_expressible,
     head_is_tied,
     remove_volume_tower,
 )
-from medmvl.checkpoints.gguf.llm import llm_tensors
 from medmvl.data.sample import Message, Sample
 from medmvl.errors import CheckpointError
 from medmvl.inference import Predictor

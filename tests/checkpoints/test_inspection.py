@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,15 +15,21 @@ import pytest
 import torch
 from rich.console import Console
 from safetensors.torch import load_file, save_file
+from tests.models import zoo
 from tests.parity.sets import HERE
 from transformers import Qwen2Config
 
 from medmvl.checkpoints import export_llava, inspect_folder, print_inspection
+from medmvl.checkpoints.model_facts import completed_facts, stored_facts
 from medmvl.checkpoints.vllm_cpu import vllm_cpu_note
 from medmvl.cli import main as cli
-from medmvl.errors import CheckpointError
+from medmvl.errors import CheckpointError, ModelError
 from medmvl.inference import Predictor
-from medmvl.models import MedMVLForConditionalGeneration, parts
+from medmvl.models import MedMVLConfig, MedMVLForConditionalGeneration, parts
+from medmvl.models.connectors import POOLINGS
+from medmvl.models.encoders import ENCODERS, encoder_spec
+from medmvl.models.weight_writer import expected_tensors
+from medmvl.processing.templates import load_template, template_names
 
 
 def test_every_parameter_is_counted_in_its_part(converted: Callable[[str], Path]) -> None:
@@ -38,8 +46,101 @@ def test_the_facts_a_reader_looks_for(converted: Callable[[str], Path]) -> None:
     assert facts["geometry"].startswith("medm-vl-ct v1 (")
     assert "(32, 64, 64)" in facts["geometry"]
     assert "slicewise at 32x64x64 -> 32x4x4 -> attention -> 4x4 (16 tokens)" in facts["volume tower"]
-    assert "qwen2" in facts["template"]
+    assert facts["template"] == "qwen2"
     assert facts["converted from"] == "MedM-VL reference, current layout"
+
+
+#: Encoders whose grid is found by running them: their configs need transformers.
+RUN_FOR_THEIR_GRID = {"resnet", "convnext", "convnextv2", "transformers"}
+
+
+def facts_both_ways(**settings: Any) -> tuple[dict[str, str] | None, dict[str, str]]:
+    """Return the lines of a saved config as it is stored, and as its class completes it."""
+    config = MedMVLConfig(**settings)
+    names = expected_tensors(config)
+    raw = json.loads(config.to_json_string())
+    stored = stored_facts(raw, names)
+    return stored and stored.lines(), completed_facts(raw, names).lines()
+
+
+@pytest.mark.parametrize("key", zoo.ENCODERS)
+def test_stored_config_says_the_same_of_each_encoder_without_torch(key: str) -> None:
+    settings = zoo.encoder(key)
+    towers = {ENCODERS[settings["name"]].modality: {"encoder": settings}}
+    stored, completed = facts_both_ways(text_config=zoo.llm("llama"), towers=towers)
+    needs_torch = settings["name"] in RUN_FOR_THEIR_GRID or key == "siglip2:naflex"
+    assert stored == (None if needs_torch else completed)
+
+
+@pytest.mark.parametrize("encoder", ["siglip", "clip:all", "slicewise", "slicewise:cls", "vit3d"])
+@pytest.mark.parametrize("pooling", zoo.POOLINGS)
+def test_stored_config_says_the_same_of_each_pooling_without_torch(encoder: str, pooling: str) -> None:
+    spec = encoder_spec(zoo.encoder(encoder))
+    settings = {"encoder": spec.to_dict(), "connector": {"pooling": zoo.pooling(pooling)}}
+    try:
+        POOLINGS[pooling].model_validate(zoo.pooling(pooling)).output_grid(spec.grid())
+    except ModelError:
+        pytest.skip("the pooling does not fit the encoder's grid")
+    stored, completed = facts_both_ways(text_config=zoo.llm("llama"), towers={spec.modality: settings})
+    assert stored == completed
+
+
+@pytest.mark.parametrize("family", [*zoo.LLMS, *zoo.OTHER_LLMS])
+def test_stored_config_says_the_same_of_each_llm_without_torch(family: str) -> None:
+    stored, completed = facts_both_ways(text_config=zoo.llm(family))
+    assert stored == completed
+
+
+def test_llm_with_other_names_of_its_settings_is_described_by_its_class() -> None:
+    stored, completed = facts_both_ways(text_config={"model_type": "gpt2", "n_embd": 16, "n_layer": 2, "n_head": 2})
+    assert stored is None
+    assert completed["LLM"].startswith("gpt2, width 16, 2 layers")
+
+
+def test_config_without_default_settings_is_completed(converted: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(converted("v1"), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    for tower in config["towers"].values():
+        del tower["connector"]["pooling"], tower["encoder"]["select_feature"]
+    file.write_text(json.dumps(config))
+    assert inspect_folder(tmp_path / "model").facts == inspect_folder(converted("v1")).facts
+
+
+def test_impossible_tower_is_refused(converted: Callable[[str], Path], tmp_path: Path) -> None:
+    shutil.copytree(converted("v1"), tmp_path / "model")
+    file = tmp_path / "model" / "config.json"
+    config = json.loads(file.read_text())
+    config["towers"]["image"]["connector"]["pooling"] = {"name": "spatial", "factor": 99}
+    file.write_text(json.dumps(config))
+    with pytest.raises(ModelError, match="does not fit the grid"):
+        inspect_folder(tmp_path / "model")
+
+
+def test_inspection_of_our_folders_imports_no_torch(converted: Callable[[str], Path]) -> None:
+    code = (
+        "import sys; from medmvl.cli.main import main; sys.argv = ['medmvl', 'checkpoint', 'inspect', sys.argv[1]]\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'transformers', 'pydicom'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(converted("v2"))], capture_output=True, text=True, check=True
+    )
+    assert "template: qwen2" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_template_is_named_or_quoted(model_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(model_folder, folder)
+    for name in template_names():
+        (folder / "chat_template.jinja").write_text(load_template(name))
+        assert inspect_folder(folder).facts["template"] == name
+    (folder / "chat_template.jinja").write_text("\n{{ messages }}\n{{ bos_token }}")
+    assert inspect_folder(folder).facts["template"] == "its own, {{ messages }}"
+    (folder / "chat_template.jinja").write_text("")
+    assert inspect_folder(folder).facts["template"] == "its own, empty"
 
 
 def test_head_size_that_vllm_on_a_cpu_lacks_is_noted(model_folder: Path) -> None:

@@ -23,7 +23,7 @@ from medmvl.models.weight_writer import Entry, expected_tensors, write_weights
 from medmvl.models.weights import Weights
 from medmvl.processing import MedMVLProcessor
 
-convert_module = importlib.import_module("medmvl.checkpoints.convert")
+convert_module = importlib.import_module("medmvl.checkpoints.conversion")
 
 
 @pytest.fixture

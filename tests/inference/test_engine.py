@@ -9,8 +9,8 @@ import torch
 from tests.tiny import IMAGE_SIZE, LLM, SIGLIP, make_tokenizer
 
 from medmvl import Predictor
-from medmvl.checkpoints.export_llava import export_llava
 from medmvl.checkpoints.gguf.export import export_gguf
+from medmvl.checkpoints.llava_export import export_llava
 from medmvl.data.sample import Message, Sample
 from medmvl.errors import RecipeError
 from medmvl.inference import GenerationOptions, generate_answers

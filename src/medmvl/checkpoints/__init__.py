@@ -1,12 +1,35 @@
-"""Conversion, export, merging and inspection of checkpoints."""
+"""Conversion, export, merging and inspection of checkpoints. Names are imported at first use: inspection needs no torch."""
 
-from medmvl.checkpoints.adapters import adapt, load_adapted, lora_config, merge
-from medmvl.checkpoints.convert import Conversion, convert
-from medmvl.checkpoints.export_llava import export_llava
-from medmvl.checkpoints.export_llm import export_llm
-from medmvl.checkpoints.gguf.export import export_gguf
-from medmvl.checkpoints.inspection import inspect_folder, print_inspection
-from medmvl.checkpoints.resolve import parse_resolutions
+from typing import TYPE_CHECKING
+
+from medmvl.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from medmvl.checkpoints.adapters import adapt, load_adapted, lora_config, merge
+    from medmvl.checkpoints.conversion import Conversion, convert
+    from medmvl.checkpoints.gguf.export import export_gguf
+    from medmvl.checkpoints.inspection import inspect_folder, print_inspection
+    from medmvl.checkpoints.llava_export import export_llava
+    from medmvl.checkpoints.llm_export import export_llm
+    from medmvl.checkpoints.resolve import parse_resolutions
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "Conversion": "medmvl.checkpoints.conversion",
+        "adapt": "medmvl.checkpoints.adapters",
+        "convert": "medmvl.checkpoints.conversion",
+        "export_gguf": "medmvl.checkpoints.gguf.export",
+        "export_llava": "medmvl.checkpoints.llava_export",
+        "export_llm": "medmvl.checkpoints.llm_export",
+        "inspect_folder": "medmvl.checkpoints.inspection",
+        "load_adapted": "medmvl.checkpoints.adapters",
+        "lora_config": "medmvl.checkpoints.adapters",
+        "merge": "medmvl.checkpoints.adapters",
+        "parse_resolutions": "medmvl.checkpoints.resolve",
+        "print_inspection": "medmvl.checkpoints.inspection",
+    },
+)
 
 __all__ = [
     "Conversion",

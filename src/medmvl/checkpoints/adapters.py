@@ -22,10 +22,8 @@ from medmvl.models.llms import lora_targets
 from medmvl.models.probe import probe_batch, probe_logits
 from medmvl.models.quantized import Quantizer, quantize_linears
 from medmvl.models.weights import open_weights
-from medmvl.pretrained import check_folder, first_line
+from medmvl.pretrained import ADAPTER_CONFIG, check_folder, first_line
 from medmvl.processing import MedMVLProcessor
-
-ADAPTER_CONFIG = "adapter_config.json"
 
 #: Longest list of module names in an adapter's settings.
 _MOST_NAMES = 5000

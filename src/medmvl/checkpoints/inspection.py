@@ -1,4 +1,8 @@
-"""Description of a checkpoint folder without loading it: parts, shapes, dtypes, geometry, template, recipe."""
+"""Description of a checkpoint folder without loading it: parts, shapes, dtypes, geometry, template, recipe.
+
+A folder of ours is described from its JSON files and the headers of its weights in a fraction of a second; dual encoders and
+folders of other frameworks need torch.
+"""
 
 from __future__ import annotations
 
@@ -13,22 +17,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from medmvl.checkpoints.adapters import ADAPTER_CONFIG
-from medmvl.checkpoints.convert import read_raw_config
-from medmvl.checkpoints.llava import is_llava
-from medmvl.checkpoints.reference_config import is_reference
-from medmvl.checkpoints.tinyllava import is_tinyllava
-from medmvl.checkpoints.vllm_cpu import vllm_cpu_note
+from medmvl.auto_classes import DUAL_ENCODER_TYPE, MODEL_TYPE
+from medmvl.checkpoints.model_facts import model_facts
 from medmvl.errors import naming, printable
 from medmvl.files import PathLike, read_json
 from medmvl.imaging import Geometry
-from medmvl.models import MedMVLConfig
-from medmvl.models.base_model import check_layers
-from medmvl.models.contrastive import DualEncoderConfig
-from medmvl.models.encoders.medmvl_checkpoint import DUAL_ENCODER, MODEL
-from medmvl.models.weight_writer import head_name
-from medmvl.models.weights import Weights
-from medmvl.pretrained import translate_load_errors
+from medmvl.models.weights import Weights, check_layers
+from medmvl.pretrained import ADAPTER_CONFIG, read_raw_config, translate_load_errors
+from medmvl.processing.templates import template_name
 
 #: Beginning of a tensor's name -> the part it belongs to.
 _PARTS = {
@@ -81,15 +77,19 @@ def _inspected(path: Path) -> Inspection:
         return _adapter(path)
     raw = read_raw_config(path)
     weights = Weights(path)
-    if raw.get("model_type") == DUAL_ENCODER:
+    if raw.get("model_type") == MODEL_TYPE:
+        check_layers(path, allowed=1000)  # an incomplete folder is shown as far as possible
+        return Inspection("medmvl", _parts(weights), _own_facts(path, raw, weights))
+    if raw.get("model_type") == DUAL_ENCODER_TYPE:
         return Inspection("dual encoder of a contrastive stage", _parts(weights), _dual_facts(raw))
-    if raw.get("model_type") != MODEL:
-        return Inspection(f"{_foreign(raw)}; `medmvl checkpoint convert` reads it", _parts(weights), _names(raw))
-    check_layers(path, allowed=1000)  # an incomplete folder is shown as far as possible
-    return Inspection("medmvl", _parts(weights), _own_facts(path, raw, weights))
+    return Inspection(f"{_foreign(raw)}; `medmvl checkpoint convert` reads it", _parts(weights), _names(raw))
 
 
 def _foreign(raw: dict[str, Any]) -> str:
+    from medmvl.checkpoints.llava import is_llava
+    from medmvl.checkpoints.reference_config import is_reference
+    from medmvl.checkpoints.tinyllava import is_tinyllava
+
     known = ((is_reference, "MedM-VL reference"), (is_tinyllava, "TinyLLaVA"), (is_llava, "HF LLaVA"))
     return next((name for test, name in known if test(raw)), f"unknown (model_type {raw.get('model_type')!r})")
 
@@ -123,6 +123,8 @@ def _parts(weights: Weights) -> dict[str, PartFacts]:
 
 
 def _dual_facts(raw: dict[str, Any]) -> dict[str, str]:
+    from medmvl.models.contrastive import DualEncoderConfig
+
     config = DualEncoderConfig(**raw)
     tower, text, spec = config.tower(config.modality), config.text_config, config.spec
     size, grid = "x".join(map(str, tower.input_size)), tower.encoder_spec.grid(tower.input_size)
@@ -134,25 +136,7 @@ def _dual_facts(raw: dict[str, Any]) -> dict[str, str]:
 
 
 def _own_facts(path: Path, raw: dict[str, Any], weights: Weights) -> dict[str, str]:
-    config = MedMVLConfig(**raw)
-    text = config.text_config
-    facts = {
-        "LLM": f"{text.model_type}, width {text.hidden_size}, {text.num_hidden_layers} layers, vocabulary {text.vocab_size}, "
-        f"head {'tied' if (tied := head_name(config) not in weights) else 'untied'}"
-    }
-    if note := vllm_cpu_note(text):
-        facts["vLLM on a CPU"] = note
-    if tied != bool(text.tie_word_embeddings):
-        facts["head"] = f"the config says {'untied' if tied else 'tied'}; the weights decide"
-    for modality in config.towers:
-        tower = config.tower(modality)
-        size = "x".join(map(str, tower.input_size))
-        grid, out = tower.encoder_spec.grid(tower.input_size), tower.output_grid()
-        facts[f"{modality} tower"] = (
-            f"{tower.encoder['name']} at {size} -> {grid} -> {tower.connector.pooling['name']} -> {out} "
-            f"({out.tokens} tokens), {tower.connector.projector}"
-        )
-    facts.update(_processor_facts(path))
+    facts = {**model_facts(raw, weights).lines(), **_processor_facts(path)}
     for file, name in (("recipe.yaml", "recipe"), ("conversion.json", "converted from")):
         if (path / file).is_file():
             text_of_file = (path / file).read_text(encoding="utf-8")
@@ -174,8 +158,13 @@ def _processor_facts(path: Path) -> dict[str, str]:
     facts["longest sequence"] = str(settings.get("max_length"))
     template = path / "chat_template.jinja"
     if template.is_file():
-        facts["template"] = template.read_text(encoding="utf-8").strip().splitlines()[0]
+        facts["template"] = _template(template.read_text(encoding="utf-8"))
     return facts
+
+
+def _template(source: str) -> str:
+    """Return the name of a template that comes with medmvl; of another one its first line."""
+    return template_name(source) or f"its own, {' '.join(source.strip().splitlines()[:1]) or 'empty'}"
 
 
 def print_inspection(found: Inspection, console: Console | None = None) -> None:

@@ -7,7 +7,6 @@ first row at the front, first column at the patient's right) is "SPL". World coo
 
 from __future__ import annotations
 
-import nibabel as nib
 import numpy as np
 
 from medmvl.errors import ImagingError
@@ -54,6 +53,8 @@ def code_of(affine: np.ndarray) -> str:
     Raises:
         ImagingError: if an axis has no direction (a column of zeros, or two axes that run the same way).
     """
+    import nibabel as nib  # at first use: geometries, which need no file, are read without it
+
     codes = nib.orientations.aff2axcodes(affine)
     if any(code is None for code in codes):
         raise ImagingError("The orientation matrix is degenerate: an axis has no direction of its own.")
@@ -69,6 +70,8 @@ def obliquity(affine: np.ndarray) -> float:
 
 def reorient(array: np.ndarray, affine: np.ndarray, code: str) -> tuple[np.ndarray, np.ndarray]:
     """Return a view of `array` (D, H, W) in the orientation `code`, and its affine (4, 4). No data are copied."""
+    import nibabel as nib
+
     start = nib.orientations.axcodes2ornt(tuple(code_of(affine)))
     end = nib.orientations.axcodes2ornt(tuple(check_code(code)))
     transform = nib.orientations.ornt_transform(start, end)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from transformers import PreTrainedModel
 
 from medmvl.errors import CheckpointError, shown
 from medmvl.files import BAD_JSON
-from medmvl.models.weights import open_weights
+from medmvl.models.weights import COPY_AGAIN, check_layers, open_weights
 from medmvl.pretrained import NO_REMOTE_CODE, check_folder, open_pretrained, refuse_adapters, translate_load_errors
 
 _HALF = {torch.float16, torch.bfloat16}
@@ -26,9 +25,6 @@ _KINDS = {
     "medmvl-dual-encoder": "the dual encoder of a contrastive stage, which finds reports (medmvl evaluate --benchmark "
     "retrieval) and is where other recipes' encoders start from (init_from)",
 }
-
-
-_COPY_AGAIN = "The folder is incomplete or its config was edited; copy it again from where it was written."
 
 
 class StrictPreTrainedModel(PreTrainedModel):
@@ -57,13 +53,13 @@ class StrictPreTrainedModel(PreTrainedModel):
         if in_full:
             kwargs["dtype"] = "auto"  # mapped from the file, nothing copied yet
         kwargs |= NO_REMOTE_CODE
-        with translate_load_errors(f"The model in {folder} cannot be loaded", _COPY_AGAIN):
+        with translate_load_errors(f"The model in {folder} cannot be loaded", COPY_AGAIN):
             _check_sizes(cls, Path(folder))
             try:
                 loaded: Any = super().from_pretrained(folder, *args, output_loading_info=True, **kwargs)
             except RuntimeError as error:  # transformers has already shown a table of the shapes
                 raise CheckpointError(
-                    f"The weights in {folder} do not fit its config.json: some have another shape. {_COPY_AGAIN}"
+                    f"The weights in {folder} do not fit its config.json: some have another shape. {COPY_AGAIN}"
                 ) from error
         model, info = loaded
         broken = {key: sorted(map(str, info[key])) for key in ("missing_keys", "mismatched_keys", "unexpected_keys")}
@@ -73,7 +69,7 @@ class StrictPreTrainedModel(PreTrainedModel):
                 + "; ".join(
                     f"{len(keys)} {kind.replace('_', ' ')} ({keys[0]}, ...)" for kind, keys in broken.items() if keys
                 )
-                + f". {_COPY_AGAIN}"
+                + f". {COPY_AGAIN}"
             )
         _check_special_ids(model, folder)
         _correct_tie_flags(model)
@@ -131,34 +127,6 @@ def check_kind(folder: Path, wanted: str) -> None:
     )
 
 
-#: Settings that say how many layers are built.
-_LAYERS = re.compile(r"(num|n)_(\w+_)?layers?|depth")
-
-
-def check_layers(folder: Path, allowed: int = 0) -> None:
-    """Raise if a config promises more layers than there are tensors; building them would take hours and all memory.
-
-    Args:
-        allowed: number of layers that is never refused.
-
-    Raises:
-        CheckpointError: naming the setting.
-    """
-    files = list(folder.glob("*.safetensors"))
-    if not files:
-        return
-    tensors = sum(len(open_weights(file).keys()) for file in files)
-    settings = [json.loads((folder / "config.json").read_text(encoding="utf-8"))]
-    while settings:
-        section = settings.pop()
-        settings += [value for value in section.values() if isinstance(value, dict)]
-        for name, value in section.items():
-            if _LAYERS.fullmatch(name) and isinstance(value, int) and value > max(tensors, allowed):
-                raise CheckpointError(
-                    f"{folder / 'config.json'} has {name} = {value}, and the weights are {tensors} tensors. {_COPY_AGAIN}"
-                )
-
-
 def _check_sizes(model: type[PreTrainedModel], folder: Path) -> None:
     """Raise if the tensors that a config describes have other shapes than the stored ones, or are far more.
 
@@ -180,12 +148,12 @@ def _check_sizes(model: type[PreTrainedModel], folder: Path) -> None:
         if stored.get(name, shape) != shape:
             raise CheckpointError(
                 f"The weights in {folder} do not fit its config.json: {name} has another shape, {stored[name]} instead of "
-                f"{shape}. {_COPY_AGAIN}"
+                f"{shape}. {COPY_AGAIN}"
             )
     missing = sum(math.prod(shape) for name, shape in wanted.items() if name not in stored)
     if missing > 4 * sum(math.prod(shape) for shape in stored.values()) + 2**20:
         raise CheckpointError(
-            f"The weights in {folder} do not fit its config.json: {missing:,} values are missing. {_COPY_AGAIN}"
+            f"The weights in {folder} do not fit its config.json: {missing:,} values are missing. {COPY_AGAIN}"
         )
 
 
@@ -234,7 +202,7 @@ def _check_special_ids(model: PreTrainedModel, folder: Any) -> None:
             ids = value if isinstance(value, list) else [value]
             if any(token is not None and (type(token) is not int or abs(token) >= 2**31) for token in ids):
                 raise CheckpointError(
-                    f"{folder}: {name} must be a token id or a list of them, not {shown(value)}. {_COPY_AGAIN}"
+                    f"{folder}: {name} must be a token id or a list of them, not {shown(value)}. {COPY_AGAIN}"
                 )
 
 

@@ -1,24 +1,36 @@
-"""Reading of a folder's weights, one tensor at a time and without running a pickle."""
+"""Reading of a folder's weights, one tensor at a time and without running a pickle.
+
+Names, shapes and dtypes are read from the headers of safetensors files, without torch.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from medmvl.errors import CheckpointError, shown
 from medmvl.files import BAD_JSON, PathLike
 from medmvl.pretrained import check_folder
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+#: Advice of a message about a folder whose weights and config do not fit.
+COPY_AGAIN = "The folder is incomplete or its config was edited; copy it again from where it was written."
+
+#: Settings that say how many layers are built.
+_LAYERS = re.compile(r"(num|n)_(\w+_)?layers?|depth")
 
 
 class Weights:
@@ -125,7 +137,7 @@ class Weights:
 
 
 def open_weights(file: Path) -> Any:
-    """Return a weight file as a mapping of tensors (`.bin`) or an open safetensors handle; both have `keys()`.
+    """Return a weight file as a mapping of tensors (`.bin`) or the open header of a safetensors file; both have `keys()`.
 
     Raises:
         CheckpointError: if it is damaged, or holds more than tensors.
@@ -135,12 +147,14 @@ def open_weights(file: Path) -> Any:
 
 def _open_safetensors(file: Path) -> Any:
     try:
-        return safe_open(file, framework="pt")
+        return safe_open(file, framework="np")  # "pt" would import torch to read the header
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} is not a whole safetensors file: {error}. Copy it again.") from error
 
 
 def _open_bin(file: Path) -> dict[str, Tensor]:
+    import torch
+
     try:
         state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
@@ -148,6 +162,30 @@ def _open_bin(file: Path) -> dict[str, Tensor]:
             f"{file} cannot be read as plain tensors: it is damaged, or a pickle that would run code, which is never done. "
             "Convert it to safetensors where you trust it."
         ) from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
         raise CheckpointError(f"{file} holds other things than named tensors. Convert it to safetensors.")
     return state
+
+
+def check_layers(folder: Path, allowed: int = 0) -> None:
+    """Raise if a config promises more layers than there are tensors; building them would take hours and all memory.
+
+    Args:
+        allowed: number of layers that is never refused.
+
+    Raises:
+        CheckpointError: naming the setting.
+    """
+    files = list(folder.glob("*.safetensors"))
+    if not files:
+        return
+    tensors = sum(len(open_weights(file).keys()) for file in files)
+    settings = [json.loads((folder / "config.json").read_text(encoding="utf-8"))]
+    while settings:
+        section = settings.pop()
+        settings += [value for value in section.values() if isinstance(value, dict)]
+        for name, value in section.items():
+            if _LAYERS.fullmatch(name) and isinstance(value, int) and value > max(tensors, allowed):
+                raise CheckpointError(
+                    f"{folder / 'config.json'} has {name} = {value}, and the weights are {tensors} tensors. {COPY_AGAIN}"
+                )

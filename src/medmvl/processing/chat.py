@@ -22,7 +22,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from medmvl.data.sample import Message
 from medmvl.errors import RecipeError
 from medmvl.models.labels import IGNORE_INDEX
-from medmvl.processing.templates import is_ours
+from medmvl.processing.templates import template_name
 from medmvl.processing.time_limit import TimeLimitError, memory_limit, time_limit
 
 #: Time a chat template may take; a rendering takes about a millisecond.
@@ -67,7 +67,7 @@ def render(
     chat = [{"role": message.role, "content": message.text} for message in messages]
     specials = {"bos_token": "", "eos_token": "", "pad_token": "", "unk_token": "", **tokenizer.special_tokens_map}
     try:
-        with nullcontext() if is_ours(template) else _limits(template):
+        with nullcontext() if template_name(template) else _limits(template):
             texts, spans = render_jinja_template(
                 [chat], chat_template=template, return_assistant_tokens_mask=True, add_generation_prompt=ask, **specials
             )

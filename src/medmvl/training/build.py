@@ -9,6 +9,7 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from medmvl.auto_classes import DUAL_ENCODER_TYPE
 from medmvl.data.formats import read_samples
 from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_PLACEHOLDER
 from medmvl.errors import ModelError, RecipeError
@@ -17,7 +18,7 @@ from medmvl.models import MedMVLConfig, MedMVLForConditionalGeneration
 from medmvl.models.assemble import llm_config, tower_spec
 from medmvl.models.base_model import check_kind
 from medmvl.models.contrastive import DualEncoderConfig
-from medmvl.models.encoders.medmvl_checkpoint import DUAL_ENCODER, medmvl_checkpoint_kind
+from medmvl.models.encoders.medmvl_checkpoint import medmvl_checkpoint_kind
 from medmvl.pretrained import open_pretrained, translate_load_errors
 from medmvl.processing import ImageProcessor, MedMVLProcessor, Normalization, VolumeProcessor
 from medmvl.processing.pairs import PairProcessor
@@ -138,7 +139,9 @@ def own_processor(folder: str | None) -> MedMVLProcessor | PairProcessor | None:
     kind = medmvl_checkpoint_kind(folder) if folder is not None else None
     if folder is None or kind is None:
         return None
-    return PairProcessor.from_pretrained(folder) if kind == DUAL_ENCODER else MedMVLProcessor.from_pretrained(folder)
+    return (
+        PairProcessor.from_pretrained(folder) if kind == DUAL_ENCODER_TYPE else MedMVLProcessor.from_pretrained(folder)
+    )
 
 
 def normalization(chosen: Geometry, encoder: dict[str, Any]) -> Normalization:

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medmvl.checkpoints.export_llava import check_expressible, head_is_tied, remove_volume_tower
 from medmvl.checkpoints.gguf.llm import add_hyperparameters, architecture, llm_tensors
 from medmvl.checkpoints.gguf.tokenizer import add_tokenizer, marks_words_alike, model_name
 from medmvl.checkpoints.gguf.vision import add_vision_facts, check_vision, vision_tensors
+from medmvl.checkpoints.llava_export import check_expressible, head_is_tied, remove_volume_tower
 from medmvl.errors import CheckpointError, require
 from medmvl.files import PathLike, atomic_directory, check_new_folder
 from medmvl.models import MedMVLForConditionalGeneration

@@ -1,8 +1,13 @@
-"""The named geometries, with the source of their numbers. Importing this module fills the registry."""
+"""The named geometries, with the source of their numbers. Importing this module fills the registry.
+
+`geometry` and `geometry_names`, which look names up, are taken from here.
+"""
 
 from __future__ import annotations
 
-from medmvl.imaging.preprocessing.geometry import GEOMETRIES, Geometry
+from medmvl.imaging.preprocessing.geometry import GEOMETRIES, Geometry, geometry, geometry_names
+
+__all__ = ["geometry", "geometry_names"]
 
 MEDM_VL = "MedM-VL (commit 225fc0f), 3D processors: clip to ±1000 HU, 0..255, crop to the foreground, trilinear"
 

@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -27,6 +26,9 @@ from medmvl.imaging.preprocessing.intensity import Intensity
 from medmvl.imaging.preprocessing.resample import Box, Grid, Resampling, foreground_box, resample, value_range
 from medmvl.imaging.volume import Volume, check_finite
 from medmvl.registry import Registry
+
+if TYPE_CHECKING:  # imported at first use: reading and describing geometries needs no torch, which takes seconds
+    import torch
 
 Triple = tuple[float, float, float]
 
@@ -196,6 +198,8 @@ class Geometry(BaseModel):
             out=out,
         )
         self._check_constant(out, oriented.array)
+        import torch
+
         return Prepared(
             torch.from_numpy(out), self._out_spacing(oriented, plan), plan.box, self._story(oriented, plan), self.hash
         )

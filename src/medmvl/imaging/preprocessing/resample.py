@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 
 Box = tuple[tuple[int, int, int], tuple[int, int, int]]
 Grid = Literal["edges", "centers"]
@@ -176,6 +174,9 @@ def resample(
 
 def _resize_plane(channels: np.ndarray, plan: Resampling) -> np.ndarray:
     """Return the part of the bilinear resize of `channels` (C, h, w) that falls into the output."""
+    import torch  # at first use: reading volumes and describing geometries needs no torch
+    import torch.nn.functional as F
+
     _, height, width = plan.resampled
     tensor = torch.from_numpy(channels)[None]
     if min(height, width) <= _BILINEAR_OWN_KERNEL:

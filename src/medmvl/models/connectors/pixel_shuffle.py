@@ -6,9 +6,9 @@ import math
 
 from torch import Tensor, nn
 
-from medmvl.errors import ModelError
 from medmvl.models.connectors.poolings import POOLINGS, PoolingSpec
 from medmvl.models.grid import Grid
+from medmvl.models.grid_rules import reduced, shuffle_factors
 
 
 @POOLINGS.register("pixel_shuffle")
@@ -23,23 +23,11 @@ class PixelShuffleSpec(PoolingSpec):
 
     def factors(self, grid: Grid) -> tuple[int, ...]:
         """Return the factor per axis of `grid`."""
-        if isinstance(self.factor, int):
-            apart = grid.slicewise
-            factors = (1, *(self.factor,) * 2) if apart else (self.factor,) * len(grid.shape)
-        else:
-            factors = self.factor
-        fits = len(factors) == len(grid.shape) and not any(n % f for n, f in zip(grid.shape, factors, strict=False))
-        if not fits or grid.num_prefix_tokens:
-            raise ModelError(
-                f"The pooling 'pixel_shuffle' with factor {self.factor} does not fit the grid {grid}: every axis must be a "
-                "multiple of its factor, and there must be no class token (select_feature: patch)."
-            )
-        return factors
+        return shuffle_factors(self.factor, grid)
 
     def output_grid(self, grid: Grid) -> Grid:
         """Divide every axis by its factor."""
-        shape = tuple(n // f for n, f in zip(grid.shape, self.factors(grid), strict=True))
-        return Grid(shape, slicewise=grid.slicewise)
+        return reduced(grid, self.factors(grid), slicewise=grid.slicewise)
 
     def output_size(self, hidden_size: int, grid: Grid) -> int:
         """Return the width times the size of a block."""

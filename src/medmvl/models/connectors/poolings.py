@@ -11,6 +11,7 @@ from torch.nn.functional import avg_pool2d, avg_pool3d
 
 from medmvl.errors import ModelError
 from medmvl.models.grid import Grid
+from medmvl.models.grid_rules import averaged_slices, reduced, spatial_factors
 from medmvl.registry import Registry
 
 POOLINGS: Registry[type[PoolingSpec]] = Registry("pooling")
@@ -63,13 +64,7 @@ class AverageSpec(PoolingSpec):
 
     def output_grid(self, grid: Grid) -> Grid:
         """Drop the first axis."""
-        if len(grid.shape) != 3:
-            raise ModelError(f"The pooling 'average' averages over slices and needs a 3D grid, got {grid}.")
-        if grid.num_prefix_tokens and not grid.slicewise:
-            raise ModelError(
-                f"The pooling 'average' cannot put the class token of the grid {grid} into a slice (select_feature: patch)."
-            )
-        return Grid(grid.plane, num_prefix_tokens=grid.num_prefix_tokens)
+        return averaged_slices(grid)
 
     def build(self, hidden_size: int, grid: Grid) -> nn.Module:
         """Return the averaging module."""
@@ -101,22 +96,11 @@ class SpatialSpec(PoolingSpec):
 
     def factors(self, grid: Grid) -> tuple[int, ...]:
         """Return the factor per axis of `grid`."""
-        axes = len(grid.shape)
-        factors = (self.factor,) * axes if isinstance(self.factor, int) else self.factor
-        if (
-            len(factors) != axes
-            or grid.num_prefix_tokens
-            or any(g < f for g, f in zip(grid.shape, factors, strict=False))
-        ):
-            raise ModelError(
-                f"The pooling 'spatial' with factor {self.factor} does not fit the grid {grid}: it needs one factor per "
-                "axis, none larger than the grid, and no class token (select_feature: patch)."
-            )
-        return factors
+        return spatial_factors(self.factor, grid)
 
     def output_grid(self, grid: Grid) -> Grid:
         """Divide every axis by its factor; a remainder is dropped, as average pooling does."""
-        return Grid(tuple(g // f for g, f in zip(grid.shape, self.factors(grid), strict=True)))
+        return reduced(grid, self.factors(grid))
 
     def build(self, hidden_size: int, grid: Grid) -> nn.Module:
         """Return the pooling module."""

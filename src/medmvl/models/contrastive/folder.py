@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from medmvl.auto_classes import DUAL_ENCODER_TYPE
 from medmvl.models.contrastive.configuration import DualEncoderConfig
-from medmvl.models.encoders.medmvl_checkpoint import DUAL_ENCODER, medmvl_checkpoint_kind
+from medmvl.models.encoders.medmvl_checkpoint import medmvl_checkpoint_kind
 
 #: Name of its folder inside the folder of a model with an LLM.
 ENCODER = "encoder"
@@ -18,7 +19,7 @@ def dual_encoder_folder(folder: Path, modality: str | None = None) -> Path | Non
         modality: "image" or "volume"; one of the other kind counts as none.
     """
     for place in (folder, folder / ENCODER):
-        if medmvl_checkpoint_kind(str(place)) == DUAL_ENCODER:
+        if medmvl_checkpoint_kind(str(place)) == DUAL_ENCODER_TYPE:
             found = DualEncoderConfig.from_pretrained(place).modality
             return place if modality in (None, found) else None
     return None

@@ -18,8 +18,9 @@ from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from medmvl.errors import ModelError
 from medmvl.models.encoders.encoder import ENCODERS, EncoderModule, EncoderSpec
 from medmvl.models.encoders.pretrained import check_found, load_pretrained
-from medmvl.models.encoders.transformers_vision import FAMILIES, drop_mask_token
+from medmvl.models.encoders.transformers_vision import drop_mask_token
 from medmvl.models.grid import Grid
+from medmvl.models.grid_rules import FAMILIES
 from medmvl.pretrained import build_from_config, open_pretrained, translate_load_errors
 
 #: Side of an image where neither the settings nor the config names one.

@@ -81,17 +81,3 @@ class EncoderSpec(BaseModel):
 def encoder_spec(settings: dict[str, Any]) -> EncoderSpec:
     """Return the spec that `settings` (with its `name`) describe."""
     return ENCODERS[settings["name"]].model_validate(settings)
-
-
-def divided(size: tuple[int, ...], patch: tuple[int, ...], encoder: str) -> tuple[int, ...]:
-    """Return `size // patch` per axis.
-
-    Raises:
-        ModelError: if a size is not a multiple of its patch.
-    """
-    if len(size) != len(patch) or any(s % p or s < p for s, p in zip(size, patch, strict=False)):
-        raise ModelError(
-            f"{encoder} takes inputs whose size is a multiple of its patch {patch}, got {tuple(size)}. "
-            f"Choose a size like {tuple(max(p, s // p * p) for s, p in zip(size, patch, strict=False))}."
-        )
-    return tuple(s // p for s, p in zip(size, patch, strict=True))

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from medmvl.auto_classes import DUAL_ENCODER_TYPE, MODEL_TYPE
 from medmvl.errors import ModelError
 from medmvl.models.encoders.encoder import EncoderModule, EncoderSpec, encoder_spec
 from medmvl.models.encoders.pretrained import load_pretrained_weights, read_config
-
-#: `model_type` of our checkpoints: a model with an LLM, or the dual encoder of a contrastive stage.
-MODEL, DUAL_ENCODER = "medmvl", "medmvl-dual-encoder"
 
 
 def medmvl_checkpoint_kind(folder: str) -> str | None:
@@ -18,7 +16,7 @@ def medmvl_checkpoint_kind(folder: str) -> str | None:
     if not (Path(folder) / "config.json").is_file():
         return None
     kind = read_config(folder, "checkpoint").get("model_type")
-    return kind if kind in (MODEL, DUAL_ENCODER) else None
+    return kind if kind in (MODEL_TYPE, DUAL_ENCODER_TYPE) else None
 
 
 def is_medmvl_checkpoint(folder: str) -> bool:

@@ -15,12 +15,8 @@ from torch import Tensor
 from transformers import AutoModel
 
 from medmvl.models.encoders.encoder import ENCODERS, EncoderModule
-from medmvl.models.encoders.transformers_vision import (
-    FAMILIES,
-    TransformersVisionEncoder,
-    TransformersVisionSpec,
-    VisionFamily,
-)
+from medmvl.models.encoders.transformers_vision import TransformersVisionEncoder, TransformersVisionSpec
+from medmvl.models.grid_rules import FAMILIES, VisionFamily
 from medmvl.pretrained import build_from_config
 
 NAFLEX = "siglip2_vision_model"

@@ -10,6 +10,7 @@ from torch import Tensor
 from medmvl.models.encoders.encoder import ENCODERS, EncoderModule
 from medmvl.models.encoders.wrapper import WrapperSpec
 from medmvl.models.grid import Grid
+from medmvl.models.grid_rules import stacked
 
 
 @ENCODERS.register("slicewise")
@@ -35,8 +36,7 @@ class SlicewiseSpec(WrapperSpec):
     def grid(self, size: tuple[int, ...] | None = None) -> Grid:
         """Return the grid (D, h, w), with the 2D encoder's prefix tokens in every slice."""
         depth, *plane = size or self.input_size
-        inner = self.inner.grid(tuple(plane))
-        return Grid((depth, *inner.shape), num_prefix_tokens=inner.num_prefix_tokens, slicewise=True)
+        return stacked(self.inner.grid(tuple(plane)), depth)
 
     def wrap(self, encoder: EncoderModule) -> SlicewiseEncoder:
         """Return this encoder around the 2D encoder's module."""

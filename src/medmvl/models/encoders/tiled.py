@@ -11,6 +11,7 @@ from medmvl.errors import ModelError
 from medmvl.models.encoders.encoder import ENCODERS, EncoderModule
 from medmvl.models.encoders.wrapper import WrapperSpec
 from medmvl.models.grid import Grid
+from medmvl.models.grid_rules import stacked, tile_size
 
 
 @ENCODERS.register("tiled")
@@ -40,17 +41,12 @@ class TiledSpec(WrapperSpec):
 
     def grid(self, size: tuple[int, ...] | None = None) -> Grid:
         """Return (1 + tiles, h, w) of the thumbnail and the tiles."""
-        inner = self.inner.grid(self.tile_size(size))
         rows, columns = self.tiles
-        return Grid((1 + rows * columns, *inner.shape), num_prefix_tokens=inner.num_prefix_tokens, slicewise=True)
+        return stacked(self.inner.grid(self.tile_size(size)), 1 + rows * columns)
 
     def tile_size(self, size: tuple[int, ...] | None) -> tuple[int, int]:
         """Return the (H, W) of a tile."""
-        height, width = size or self.input_size
-        rows, columns = self.tiles
-        if height % rows or width % columns:
-            raise ModelError(f"An image of {height}x{width} cannot be cut into {rows}x{columns} equal tiles.")
-        return height // rows, width // columns
+        return tile_size(size or self.input_size, self.tiles)
 
     def wrap(self, encoder: EncoderModule) -> TiledEncoder:
         """Return this encoder around the 2D encoder's module."""

@@ -7,8 +7,6 @@ norm, the pooling head and the layers behind `select_layer` are dropped: nothing
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import model_validator
@@ -16,43 +14,12 @@ from torch import Tensor, nn
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedConfig
 
 from medmvl.errors import ModelError
-from medmvl.models.encoders.encoder import ENCODERS, EncoderModule, EncoderSpec, divided
+from medmvl.models.encoders.encoder import ENCODERS, EncoderModule, EncoderSpec
 from medmvl.models.encoders.positions import log_interpolation
 from medmvl.models.encoders.pretrained import check_found, load_pretrained
 from medmvl.models.grid import Grid
+from medmvl.models.grid_rules import FAMILIES, VisionFamily, divided
 from medmvl.pretrained import build_from_config, translate_load_errors
-
-
-@dataclass(frozen=True, slots=True)
-class VisionFamily:
-    """Properties that differ between vision transformers (`model_type` of transformers).
-
-    Attributes:
-        encoder: the name under which recipes know it.
-        num_prefix_tokens: config -> how many tokens stand before the patches (class, registers).
-        final_norm: attribute of the model that holds the norm behind the last layer.
-        interpolates: how positions are interpolated for another resolution: "flag" (by an argument of the forward pass) or
-            "itself" (always).
-    """
-
-    encoder: str
-    num_prefix_tokens: Callable[[dict[str, Any]], int]
-    final_norm: str
-    interpolates: Literal["flag", "itself"] = "itself"
-
-
-def _registers(config: dict[str, Any]) -> int:
-    return 1 + int(config.get("num_register_tokens", 4))
-
-
-#: model_type -> family; checked against the modules of transformers 5.23.
-FAMILIES: dict[str, VisionFamily] = {
-    "siglip_vision_model": VisionFamily("siglip", lambda _: 0, "post_layernorm", "flag"),
-    "clip_vision_model": VisionFamily("clip", lambda _: 1, "post_layernorm", "flag"),
-    "dinov2": VisionFamily("dinov2", lambda _: 1, "layernorm"),
-    "dinov2_with_registers": VisionFamily("dinov2", _registers, "layernorm"),
-    "dinov3_vit": VisionFamily("dinov3", _registers, "norm"),
-}
 
 
 class TransformersVisionSpec(EncoderSpec):

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from medmvl.errors import ModelError
-from medmvl.models.encoders.encoder import EncoderModule, EncoderSpec, divided
+from medmvl.models.encoders.encoder import EncoderModule, EncoderSpec
 from medmvl.models.encoders.pretrained import load_pretrained_weights
 from medmvl.models.grid import Grid
+from medmvl.models.grid_rules import divided
 
 
 class VolumeTransformerSpec(EncoderSpec):

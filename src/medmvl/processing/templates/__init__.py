@@ -9,10 +9,12 @@ from __future__ import annotations
 import logging
 from functools import cache
 from importlib import resources
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from medmvl.errors import RecipeError, did_you_mean
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -45,14 +47,14 @@ def load_template(name: str) -> str:
     return resources.files(__name__).joinpath(f"{name}.jinja").read_text(encoding="utf-8")
 
 
-def is_ours(template: str) -> bool:
-    """Return whether a Jinja source is that of a template of this package."""
-    return template in _sources()
+def template_name(source: str) -> str | None:
+    """Return the name of the template of this package that has this Jinja source; None if it is another one."""
+    return _names_by_source().get(source)
 
 
 @cache
-def _sources() -> frozenset[str]:
-    return frozenset(map(load_template, template_names()))
+def _names_by_source() -> dict[str, str]:
+    return {load_template(name): name for name in template_names()}
 
 
 def native_template(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from medmvl.auto_classes import DUAL_ENCODER_TYPE
 from medmvl.data.formats import read_samples
 from medmvl.errors import RecipeError
 from medmvl.models import MedMVLConfig
@@ -17,7 +18,7 @@ from medmvl.models.contrastive.folder import dual_encoder_folder
 from medmvl.models.contrastive.losses import FIRST_TEMPERATURE
 from medmvl.models.contrastive.text import is_padded_to_length, longest_text, pretrained_text_encoder, text_config
 from medmvl.models.encoders import EncoderModule
-from medmvl.models.encoders.medmvl_checkpoint import DUAL_ENCODER, medmvl_checkpoint_encoder, medmvl_checkpoint_kind
+from medmvl.models.encoders.medmvl_checkpoint import medmvl_checkpoint_encoder, medmvl_checkpoint_kind
 from medmvl.models.tower import TowerSpec
 from medmvl.processing import ImageProcessor, VolumeProcessor
 from medmvl.processing.pairs import PairProcessor, text_of
@@ -189,7 +190,7 @@ def _visual(recipe: Recipe, stage: ContrastiveStage, source: Path | None, weight
     if kind is None:
         raise RecipeError(f"Stage {stage.name!r} starts from {source}, which is not a MedM-VL checkpoint.")
     config: MedMVLConfig | DualEncoderConfig = (
-        DualEncoderConfig.from_pretrained(source) if kind == DUAL_ENCODER else MedMVLConfig.from_pretrained(source)
+        DualEncoderConfig.from_pretrained(source) if kind == DUAL_ENCODER_TYPE else MedMVLConfig.from_pretrained(source)
     )
     if modality not in config.towers:
         raise RecipeError(f"Stage {stage.name!r} trains the {modality} encoder, and {source} has none.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -23,9 +22,9 @@ from medmvl.checkpoints.resolve import Resolver
 from medmvl.checkpoints.source import Source, check_complete
 from medmvl.checkpoints.tinyllava import is_tinyllava, read_tinyllava
 from medmvl.errors import CheckpointError
-from medmvl.files import BAD_JSON, PathLike, atomic_directory, check_new_folder, json_fault, write_json
+from medmvl.files import PathLike, atomic_directory, check_new_folder, write_json
 from medmvl.models.weight_writer import expected_tensors, write_weights
-from medmvl.pretrained import check_folder, translate_load_errors
+from medmvl.pretrained import read_raw_config, translate_load_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,26 +102,6 @@ def convert(
         found.processor.with_template(template)
     check_complete(found, expected)
     return _write(found, destination)
-
-
-def read_raw_config(folder: Path) -> dict[str, Any]:
-    """Return a checkpoint's config.json as plain data.
-
-    Raises:
-        CheckpointError: if the folder or the file is missing or is not JSON.
-    """
-    check_folder(folder)
-    file = folder / "config.json"
-    if not file.is_file():
-        what = "is not a folder" if not folder.is_dir() else "has no config.json"
-        raise CheckpointError(f"{folder} {what}. Give the folder of a checkpoint.")
-    try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
-    except BAD_JSON as error:
-        raise CheckpointError(f"{file} is not valid JSON: {json_fault(error)}. Copy it again.") from error
-    if not isinstance(raw, dict):
-        raise CheckpointError(f"{file} must hold a JSON object, not a {type(raw).__name__}.")
-    return raw
 
 
 def _write(found: Source, destination: Path) -> Conversion:
