@@ -158,7 +158,19 @@ def evaluate(
             else:
                 assert data_root is not None
                 _score_model(models, names, data_root, out, control or [], settings)
+    _print_headlines(out, names if table is None else [one.name for one in table.ready])
     typer.echo(f"Results are in {out / 'report.html'}")
+
+
+def _print_headlines(out: Path, names: list[str]) -> None:
+    """Print a line for each benchmark that was scored; the folder may hold others."""
+    from medmvl.evaluation.headline import headline
+    from medmvl.evaluation.results import RESULTS
+    from medmvl.files import read_json
+
+    entries = read_json(out / RESULTS)["benchmarks"]
+    for name in dict.fromkeys(names):
+        typer.echo(headline(name, entries[name]))
 
 
 def _check_sources(
