@@ -39,7 +39,18 @@ PURPOSE = {
 }
 
 #: Small modules that every package may import; they are not drawn.
-BASE = {PACKAGE, "errors", "files", "lazy", "registry", "pretrained", "auto_classes", "remote", "__main__"}
+BASE = {
+    PACKAGE,
+    "errors",
+    "files",
+    "lazy",
+    "registry",
+    "pretrained",
+    "progress_bar",
+    "auto_classes",
+    "remote",
+    "__main__",
+}
 
 
 @dataclass(frozen=True)

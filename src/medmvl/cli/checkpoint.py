@@ -141,19 +141,19 @@ def calibrate(
     device: o.Device = None,
 ) -> None:
     """Choose the temperature of confidences, and the threshold to abstain below, on validation records."""
-    from medmvl.cli.predict import progress
     from medmvl.data.dataset import SampleDataset
     from medmvl.data.roots import MediaRoots
     from medmvl.evaluation.calibration import fit_calibration
     from medmvl.files import check_output
     from medmvl.inference import Predictor
     from medmvl.inference.calibration import FILE
+    from medmvl.progress_bar import progress_bar
 
     predictor = Predictor.from_pretrained(folder, device=device, dtype=dtype)
     check_output(folder / FILE)
     dataset = SampleDataset(data, MediaRoots(image_root, volume_root))
-    with progress("calibrating") as on_row:
-        found = fit_calibration(predictor, dataset, target=target, batch_size=batch_size, on_row=on_row)
+    with progress_bar("calibrating") as bar:
+        found = fit_calibration(predictor, dataset, target=target, batch_size=batch_size, on_row=bar.update)
     path = found.save(folder)
     typer.echo(
         f"Temperature {found.temperature:.3f}: NLL {found.nll_before:.4f} -> {found.nll_after:.4f} nats per token of "

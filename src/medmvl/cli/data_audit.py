@@ -30,21 +30,14 @@ def audit(
     out: Annotated[Path | None, typer.Option(help="Write the whole account to this JSON file.")] = None,
 ) -> None:
     """Find patients, files, near-duplicate images and records that several files share; exit status 2 if there are any."""
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
     from medmvl.data.audit import audit as run_audit
     from medmvl.files import check_output, write_json
+    from medmvl.progress_bar import progress_bar
 
     if out is not None:
         check_output(out)
-
-    columns = (SpinnerColumn(), TextColumn("{task.completed:.0f} records"), TimeElapsedColumn())
-    with Progress(*columns, transient=True, console=Console(stderr=True)) as progress:
-        task = progress.add_task("records", total=None)
-        result = run_audit(
-            files, media_root=media_root, pixels=pixels, distance=distance, on_record=lambda: progress.advance(task)
-        )
+    with progress_bar("records") as bar:
+        result = run_audit(files, media_root=media_root, pixels=pixels, distance=distance, on_record=bar.advance)
     if out is not None:
         write_json(out, result.to_dict())
     for finding in sorted(result.findings, key=lambda finding: not finding.is_leak):

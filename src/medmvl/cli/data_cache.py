@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
@@ -11,9 +11,6 @@ from medmvl.cli import options as o
 from medmvl.cli.read_flags import with_read_flags
 from medmvl.data.read_options import ReadOptions
 from medmvl.data.read_spelling import spell_flags
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 @with_read_flags
@@ -42,23 +39,18 @@ def cache(
     reading: ReadOptions,
 ) -> None:
     """Prepare all volumes of FILE with the model's geometry; a rerun completes the cache. Exit status 1 if any failed."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from medmvl.cli.geometry_choice import find_geometry
     from medmvl.data.roots import MediaRoots
     from medmvl.errors import DataError
     from medmvl.processing.cache import build_cache
     from medmvl.processing.shards import build_shards
+    from medmvl.progress_bar import progress_bar
     from medmvl.remote import RemotePath
 
     if isinstance(out, RemotePath) and not shards:
         raise DataError("--out may be a URL only with --shards.")
     wanted = find_geometry(model, geometry)
-    console = Console(stderr=True)
-    columns = (TextColumn("volumes"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("volumes", total=None)
+    with progress_bar("volumes") as bar:
         report = (build_shards if shards else build_cache)(
             file,
             wanted,
@@ -67,19 +59,20 @@ def cache(
             workers=workers,
             engine=engine,
             metadata=metadata,
-            on_volume=lambda total: progress.update(task, advance=1, total=total),
+            on_volume=bar.advance,
         )
     typer.echo(
         f"{out}: {report.prepared} volume(s) prepared, {report.kept} already there, {len(report.failures)} failed; "
         f"geometry {wanted.name} v{wanted.version} ({wanted.hash}), size {wanted.size}."
     )
     if report.failures:
-        _print_failures(report.failures, console)
+        _print_failures(report.failures)
         raise typer.Exit(1)
 
 
-def _print_failures(failures: list[tuple[int, str]], console: Console) -> None:
+def _print_failures(failures: list[tuple[int, str]]) -> None:
     """Print the first 50 failures as a table."""
+    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -89,4 +82,4 @@ def _print_failures(failures: list[tuple[int, str]], console: Console) -> None:
     table = Table("record", "reason", title=f"failed, see {FAILURES}")
     for number, reason in failures[:50]:
         table.add_row(str(number), escape(printable(spell_flags(reason))))
-    console.print(table)
+    Console(stderr=True).print(table)

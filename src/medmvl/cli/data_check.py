@@ -43,11 +43,10 @@ def check(
 
     Records without an answer can be asked but not trained on; they are counted and are no fault.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from medmvl.data.check import check_records
+    from medmvl.data.formats import count_records
     from medmvl.data.roots import MediaRoots
+    from medmvl.progress_bar import is_shown, progress_bar
 
     unanswered = 0
     systems = _system_turns(model, recipe)
@@ -58,10 +57,9 @@ def check(
         unanswered += sample is not None and not sample.answered
         if systems is not None and sample is not None:
             systems.add(sample)
-        progress.advance(task)
+        bar.advance()
 
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
-        task = progress.add_task("records", total=None)
+    with progress_bar("records", count_records(file) if is_shown() else None) as bar:
         faults = check_records(
             file,
             MediaRoots(image_root, volume_root, reading),
@@ -69,7 +67,7 @@ def check(
             on_record=count_one,
             on_warning=warnings.append,
         )
-        count = int(progress.tasks[task].completed)
+        count = bar.done
     _echo_warnings(warnings)
     for text in systems.warnings() if systems is not None else ():
         typer.echo(f"warning: {text}")

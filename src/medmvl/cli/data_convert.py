@@ -28,15 +28,11 @@ def convert(
     The settings of a data set are given as --set KEY=VALUE or as flags: --language en, --multi-turn. docs/datasets.md lists
     them; an unknown setting is rejected with the known ones.
     """
-    from rich.console import Console
-    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
     from medmvl.data import converters
+    from medmvl.progress_bar import progress_bar
 
     options = _settings(settings or []) | _flags(context.args)
-    columns = (SpinnerColumn(), TextColumn("{task.completed:.0f} records"), TimeElapsedColumn())
-    with Progress(*columns, transient=True, console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, total=None)
+    with progress_bar("records") as bar:
         result = converters.convert(
             name,
             source,
@@ -45,7 +41,7 @@ def convert(
             strict=strict,
             max_fault_share=max_faults,
             limit=limit,
-            on_record=lambda: progress.advance(task),
+            on_record=bar.advance,
         )
     converter = converters.DATASETS[result.report.read_as[0] if result.report.read_as else name]
     typer.echo(f"{converter.title}. License: {converter.license}")

@@ -19,16 +19,13 @@ def deidentify(
 
     Pixels stay as they are: series that may show names in the picture are listed. Needs the extra `deidentify`.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from medmvl.data.deidentify import deidentify as run
     from medmvl.data.pseudonyms import Pseudonyms
+    from medmvl.progress_bar import progress_bar
 
     pseudonyms = Pseudonyms(key_file)
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
-        task = progress.add_task("files", total=None)
-        result = run(source, out, pseudonyms, lambda total: progress.update(task, advance=1, total=total))
+    with progress_bar("files") as bar:
+        result = run(source, out, pseudonyms, bar.advance)
     typer.echo(f"{out}: {result.written} files of {result.patients} patients")
     for reason, count in result.left_out.most_common():
         typer.echo(f"left out: {count} × {reason}")

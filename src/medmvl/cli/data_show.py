@@ -29,25 +29,22 @@ def show(
     With --model or --geometry it also shows what the model sees of a volume. The page shows patients' images and texts:
     keep it where the data are. Exit status 1 if anything could not be shown.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from medmvl.cli.geometry_choice import find_geometry
     from medmvl.data.roots import MediaRoots
     from medmvl.files import check_output
     from medmvl.processing.contact_sheet import write_contact_sheet
+    from medmvl.progress_bar import progress_bar
 
     check_output(out)
     wanted = find_geometry(model, geometry) if model is not None or geometry is not None else None
-    with Progress(transient=True, console=Console(stderr=True)) as progress:
-        task = progress.add_task("records", total=None)
+    with progress_bar("records") as bar:
         faults = write_contact_sheet(
             file,
             out,
             roots=MediaRoots(image_root, volume_root, reading),
             geometry=wanted,
             records=records,
-            on_record=lambda total: progress.update(task, advance=1, total=total),
+            on_record=bar.advance,
         )
     hidden = f"; {faults} record(s) or file(s) could not be shown, see the page" if faults else ""
     typer.echo(f"{out}: written{hidden}.")

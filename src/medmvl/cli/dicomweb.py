@@ -24,6 +24,7 @@ def dicomweb(
 ) -> None:
     """Fetch one study (QIDO, WADO), answer a protocol's questions about it, and store the results (STOW)."""
     from medmvl.errors import WardError
+    from medmvl.progress_bar import progress_bar
     from medmvl.ward.dicomweb import process_web_study
     from medmvl.ward.network_settings import WebTarget
     from medmvl.ward.privacy import silence_warnings
@@ -33,7 +34,10 @@ def dicomweb(
     values = {"url": url, "user": user, "password_env": password_env, "token_env": token_env}
     target = parse_section(WebTarget, {**values, "ca": str(ca) if ca else None}, "the options")
     parsed = load_protocol(protocol, {} if model is None else {"model": str(model)})
-    result, deliveries = process_web_study(target, study, parsed, device=device, dtype=dtype)
+    with progress_bar("questions") as bar:
+        result, deliveries = process_web_study(
+            target, study, parsed, device=device, dtype=dtype, on_question=bar.update
+        )
     failed = [delivery for delivery in deliveries if delivery.state != "stored"]
     if failed:
         raise WardError(f"{len(failed)} of {len(deliveries)} result(s) were not stored: {failed[0].reason}.")

@@ -273,10 +273,10 @@ def _score_model(
     models: _Models, names: list[str], data_root: Root, out: Path, controls: list[str], settings: dict[str, Any]
 ) -> None:
     """Predict and score each benchmark with a checkpoint."""
-    from medmvl.cli.predict import progress
     from medmvl.evaluation import BENCHMARKS, evaluate_model
+    from medmvl.progress_bar import progress_bar
 
     for name in names:
         model = models.get(retrieval=BENCHMARKS[name].retrieval)
-        with progress(f"predicting {name}") as on_row:
-            evaluate_model(model, name, data_root, out, controls, on_row=on_row, **settings)
+        with progress_bar(f"predicting {name}") as bar:
+            evaluate_model(model, name, data_root, out, controls, on_row=bar.update, **settings)

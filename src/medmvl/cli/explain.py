@@ -9,7 +9,6 @@ import typer
 
 from medmvl.cli import options as o
 from medmvl.cli.ask import check_questions, visual_files
-from medmvl.cli.predict import progress
 from medmvl.cli.read_flags import with_read_flags
 from medmvl.data.read_options import ReadOptions
 
@@ -47,6 +46,7 @@ def explain(
     from medmvl.files import OutputLock
     from medmvl.inference import Predictor
     from medmvl.inference.evidence import ExplainOptions, save_evidence
+    from medmvl.progress_bar import progress_bar
 
     check_questions([question])
     options = ExplainOptions(cast(Any, method), cast(Any, neutral), windows, levels, batch_size, max_new_tokens)
@@ -55,7 +55,7 @@ def explain(
         raise DataError("Give the picture that the answer is about: --image FILE or --volume PATH.")
     with OutputLock(out, folder=True):
         predictor = Predictor.from_pretrained(model, device=device, dtype=dtype, template=template)
-        with progress("explaining") as on_input:
+        with progress_bar("explaining") as bar:
             evidence = predictor.explain(
                 question,
                 images,
@@ -64,7 +64,7 @@ def explain(
                 sentence=sentence,
                 target=target,
                 read=reading,
-                progress=on_input,
+                progress=bar.update,
                 **{name: getattr(options, name) for name in ExplainOptions.__slots__},
             )
         paths = save_evidence(evidence, out)

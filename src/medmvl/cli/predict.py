@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -52,6 +50,7 @@ def predict(
     from medmvl.files import check_output
     from medmvl.inference import GenerationOptions, Predictor, predict_file
     from medmvl.inference.answering import CONTROLS, AnswerSettings
+    from medmvl.progress_bar import progress_bar
 
     if control not in (None, *CONTROLS):
         raise RecipeError(f"Unknown control {control!r}. {did_you_mean(str(control), CONTROLS)}")
@@ -64,8 +63,8 @@ def predict(
         cast(Any, control),
         choices,
     )
-    with progress("predicting") as on_row:
-        common: dict[str, Any] = {"roots": roots, "batch_size": batch_size, "on_row": on_row}
+    with progress_bar("predicting") as bar:
+        common: dict[str, Any] = {"roots": roots, "batch_size": batch_size, "on_row": bar.update}
         if ray:
             from medmvl.inference.ray_job import RayOptions, predict_file_with_ray
 
@@ -94,28 +93,17 @@ def score(
     from medmvl.data.roots import MediaRoots
     from medmvl.files import check_output
     from medmvl.inference import Predictor, score_file
+    from medmvl.progress_bar import progress_bar
 
     check_output(out)
     predictor = Predictor.from_pretrained(model, device=device, dtype=dtype, template=template)
-    with progress("scoring") as on_row:
+    with progress_bar("scoring") as bar:
         score_file(
             predictor,
             data,
             out,
             roots=MediaRoots(image_root, volume_root, reading),
             batch_size=batch_size,
-            on_row=on_row,
+            on_row=bar.update,
         )
     typer.echo(f"Scores are in {out}")
-
-
-@contextmanager
-def progress(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Show a progress bar on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -30,9 +30,12 @@ def study(
     device: o.Device = None,
 ) -> None:
     """Answer a protocol's questions about one DICOM study; results are DICOM objects and result.json."""
+    from medmvl.progress_bar import progress_bar
     from medmvl.ward.folder_app import run_study
     from medmvl.ward.privacy import silence_warnings
 
     silence_warnings()
-    result = run_study(source, out, protocol=protocol, model=model, device=device, dtype=dtype)
+    with progress_bar("questions") as bar:
+        options: dict[str, Any] = {"device": device, "dtype": dtype, "on_question": bar.update}
+        result = run_study(source, out, protocol=protocol, model=model, **options)
     typer.echo(f"{result.outcome}: {len(result.objects)} object(s)")

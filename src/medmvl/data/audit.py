@@ -20,6 +20,7 @@ from medmvl.data.record import IMAGE_KEYS, VOLUME_KEYS, media_paths
 from medmvl.data.roots import Root, conversion_report, media_root_of
 from medmvl.errors import DataError
 from medmvl.files import PathLike, existing_folder, sha256
+from medmvl.progress_bar import track
 from medmvl.remote import RemotePath, as_root, join, local_copy, parent
 
 GROUPS = ("patient", "study", "scan")
@@ -254,7 +255,7 @@ def _compare_media(
     index = NearIndex(distance)
     near: list[list[Place]] = []
     owners: list[Root] = []
-    for source, place in media.items():
+    for source, place in track(media.items(), "images and volumes"):
         path = _local(source)
         digest = None if path is None else _digest(path)
         if path is None or digest is None:

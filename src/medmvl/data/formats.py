@@ -89,6 +89,23 @@ def iter_located(path: PathLike) -> Iterator[Located]:
     return readers[file_format(file)](file)
 
 
+def count_records(path: PathLike) -> int | None:
+    """Return the number of records of a file without reading them, for a progress bar; None if it cannot be told."""
+    try:
+        file = local_records(path)
+        kind = file_format(file)
+        if kind == "jsonl":
+            with file.open("rb") as handle:
+                return sum(not line.isspace() for line in handle)
+        if kind == "json":
+            return len(item_spans(file.read_bytes().decode("utf-8-sig")))
+        import pyarrow.parquet as pq
+
+        return int(pq.ParquetFile(file).metadata.num_rows)
+    except (DataError, OSError, ValueError, IndexError):  # whoever reads the file says what is wrong with it
+        return None
+
+
 def decode_line(line: bytes, where: str) -> Any:
     """Return the JSON value of one encoded record.
 

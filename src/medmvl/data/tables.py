@@ -14,6 +14,7 @@ import ijson
 
 from medmvl.errors import DataError, shown
 from medmvl.files import existing_file
+from medmvl.progress_bar import progress_bar
 
 csv.field_size_limit(2**24)  # reports are longer than the default of 128 kB allows
 
@@ -55,7 +56,10 @@ def iter_csv(
         codec = _codec(encoding) if encoding is not None else _encoding(file, any_encoding)
         if encoding is None and codec == _WESTERN and on_note is not None:
             on_note(_ASSUMED)
-        with _open(file)(file, "rt", encoding=codec, errors="surrogateescape", newline="") as handle:
+        with (
+            _open(file)(file, "rt", encoding=codec, errors="surrogateescape", newline="") as handle,
+            progress_bar("table", file.stat().st_size, percent=True) as bar,
+        ):
             delimiter = _delimiter(handle, wanted)
             lines = _Lines(_bounded_lines(handle, file))
             reader = csv.DictReader(lines, delimiter=delimiter, restkey=_MORE, restval="")
@@ -66,6 +70,7 @@ def iter_csv(
             require_columns(file, header, wanted)
             lines.fault(delimiter)  # forget the header
             for row in reader:
+                bar.update(_bytes_read(handle.buffer))
                 more: Any = row.pop(_MORE, [])
                 cells = {key: value.strip() for key, value in row.items() if key}
                 fault = _row_fault(cells, more, codec) or lines.fault(delimiter)
@@ -77,6 +82,12 @@ def iter_csv(
                     yield cells
     except (EOFError, gzip.BadGzipFile, zlib.error, csv.Error, UnicodeError) as error:
         raise DataError(f"{file} is damaged: {error}. Download it again.") from error
+
+
+def _bytes_read(handle: Any) -> int:
+    """Return how many bytes of an open file were read; of a gzip file those on the disk."""
+    on_disk: Any = handle.fileobj if isinstance(handle, gzip.GzipFile) else handle
+    return int(on_disk.tell())
 
 
 def _bounded_lines(handle: Any, file: Path) -> Iterator[Any]:
@@ -272,8 +283,10 @@ def iter_parquet(path: Path, required: Iterable[str] = ()) -> Iterator[dict[str,
     try:
         table = pq.ParquetFile(file)
         require_columns(file, table.schema_arrow.names, required)
-        for batch in table.iter_batches(batch_size=64):
-            yield from batch.to_pylist()
+        with progress_bar("table", table.metadata.num_rows, percent=True) as bar:
+            for batch in table.iter_batches(batch_size=64):
+                yield from batch.to_pylist()
+                bar.update(bar.done + len(batch))
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(f"{file} is not a readable parquet file: {error}. Download it again.") from error
 
@@ -347,6 +360,9 @@ def _stream(path: Path, read: Callable[[Any], Iterator[Any]], opening: bytes, ki
             raise DataError(f"{file} does not begin like a JSON {kind}.")
         handle.seek(start)
         try:
-            yield from read(handle)
+            with progress_bar("JSON", file.stat().st_size, percent=True) as bar:
+                for item in read(handle):
+                    bar.update(handle.tell())
+                    yield item
         except (ijson.JSONError, ValueError, RecursionError) as error:
             raise DataError(f"{file} is cut off or not JSON: {error}. Download it again.") from error

@@ -16,6 +16,7 @@ from medmvl.evaluation.grounding import Mask, grounding_scores, mask_of_heat_map
 from medmvl.evaluation.vlm3d import CT_RATE_FINDINGS, Table, image_name
 from medmvl.files import PathLike, existing_file, existing_folder
 from medmvl.imaging.limits import check_bytes
+from medmvl.progress_bar import track
 
 _NAME = "VolumeName"
 _PARTS = ("Findings_EN", "Impressions_EN")
@@ -87,7 +88,7 @@ def score_masks(predictions: PathLike, references: PathLike, *, heat_threshold: 
     )
     if not files:
         raise EvaluationError(f"{references} holds no mask. Wanted are files of NIfTI, such as valid_1_a_1.nii.gz.")
-    for file in files:
+    for file in track(files, "masks"):
         if not (ours / file.name).is_file():
             raise EvaluationError(f"{ours} holds no mask {file.name}. Write a mask for each of {len(files)} volumes.")
         predicted, wanted = _load(ours / file.name), _load(file)

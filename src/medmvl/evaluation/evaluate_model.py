@@ -21,6 +21,9 @@ from medmvl.files import PathLike, existing_file, existing_folder, write_jsonl
 from medmvl.inference import GenerationOptions, Predictor, Retriever, predict_file, retrieve_file
 from medmvl.remote import RemotePath, as_root, exists, join
 
+OnRow = Callable[[int, int], None]
+"""Called with (rows done, rows in all)."""
+
 PREDICTIONS = "predictions"
 #: Suffixes by which the URL of a records file is told from that of a folder.
 SUFFIXES = (".json", ".jsonl", ".parquet")
@@ -161,7 +164,7 @@ def evaluate_model(
     roots: MediaRoots | None = None,
     generation: GenerationOptions | None = None,
     batch_size: int = 8,
-    on_row: Callable[[int, int], None] | None = None,
+    on_row: OnRow | None = None,
     options: EvaluationOptions | None = None,
 ) -> dict[str, Any]:
     """Predict a benchmark with a model, also under controls, and score the predictions.
@@ -181,7 +184,7 @@ def evaluate_model(
             the records file.
         generation: how to generate; by default greedily with at most 256 new tokens, as published.
         batch_size: records per batch.
-        on_row: called with (rows done, rows in all) of the file being predicted.
+        on_row: called with (rows done, rows in all), those of the controls included.
         options: how to score and report; `references` is always the benchmark's records.
 
     Returns:
@@ -199,9 +202,10 @@ def evaluate_model(
     folder = Path(out)
     records = benchmark_records(task, source, folder)
     answer = _answerer(model, task, controls, generation)
-    for control in (None, *controls):
+    for number, control in enumerate((None, *controls)):
         file = predictions_path(folder, benchmark, control)
-        answer(records, file, roots=folders, batch_size=batch_size, control=control, on_row=on_row)
+        count = _count_of_round(on_row, number, 1 + len(controls))
+        answer(records, file, roots=folders, batch_size=batch_size, control=control, on_row=count)
     return evaluate_predictions(
         predictions_path(folder, benchmark),
         benchmark,
@@ -210,6 +214,11 @@ def evaluate_model(
         roots=folders,
         options=replace(options or EvaluationOptions(), references=records),
     )
+
+
+def _count_of_round(on_row: OnRow | None, number: int, rounds: int) -> OnRow | None:
+    """Return `on_row` for one round of as many rows as each other: the model's answers, or a control's."""
+    return None if on_row is None else lambda done, total: on_row(number * total + done, rounds * total)
 
 
 def _answerer(
@@ -240,7 +249,7 @@ def _answer_by_endpoint(
     roots: MediaRoots,
     batch_size: int,
     control: str | None,
-    on_row: Callable[[int, int], None] | None,
+    on_row: OnRow | None,
 ) -> int:
     """Call `predict_endpoint`, whose concurrency stands in for the batch size; there are no controls."""
     return predict_endpoint(endpoint, records, out, roots=roots, on_row=on_row)

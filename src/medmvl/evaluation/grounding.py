@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from medmvl.errors import EvaluationError, require
+from medmvl.progress_bar import track
 
 Mask = NDArray[np.bool_]
 
@@ -83,7 +84,7 @@ def grounding_scores(cases: Sequence[tuple[Mask, Mask]]) -> dict[str, float]:
     """
     scores = [dice(predicted, reference) for predicted, reference in cases]
     hits = found = present = 0
-    for predicted, reference in cases:
+    for predicted, reference in track(cases, "findings"):
         ours, theirs = instances(predicted), instances(reference)
         hits += match_instances(ours, theirs)
         found, present = found + int(ours.max(initial=0)), present + int(theirs.max(initial=0))

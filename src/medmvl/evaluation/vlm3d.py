@@ -21,6 +21,7 @@ from medmvl.evaluation.metrics.auroc import auroc
 from medmvl.evaluation.metrics.labeler import CT_RATE_PATTERNS, label_ct_rate
 from medmvl.evaluation.scoring import score_metric
 from medmvl.files import PathLike, read_json, write_json
+from medmvl.progress_bar import track
 
 CT_RATE_FINDINGS = tuple(CT_RATE_PATTERNS)
 THRESHOLD = 0.5  # a finding is predicted from this probability on
@@ -176,7 +177,10 @@ def report_scores(reports: Mapping[str, str], references: Mapping[str, str], tru
         make_item({"id": name, "question": "", "answer": text, "prediction": reports[name]})
         for name, text in sorted(references.items())
     ]
-    words = {key: score_metric(METRICS[name], items, interval=False).value for key, name in REPORT_METRICS.items()}
+    words = {
+        key: score_metric(METRICS[name], items, interval=False).value
+        for key, name in track(REPORT_METRICS.items(), "metrics")
+    }
     stated = {name: {key: float(value) for key, value in label_ct_rate(reports[name]).items()} for name in truth}
     labels = classification_scores(stated, truth)
     return words | {key: value for key, value in labels.items() if key != "auroc_macro"}

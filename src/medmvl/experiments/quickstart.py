@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import resources
@@ -29,6 +29,7 @@ from medmvl.files import PathLike, write_json
 from medmvl.inference import GenerationOptions, Predictor
 from medmvl.phantoms import split_patients, write_ct_rate, write_dicom_series, write_slake
 from medmvl.phantoms.warmup_texts import write_captions, write_closed, write_text_only_patients
+from medmvl.progress_bar import progress_bar
 from medmvl.training.acceleration.muon import require_muon
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
@@ -42,6 +43,8 @@ RADIOGRAPH = 96
 
 BENCHMARKS = ("phantom-2d", "phantom-ct")
 CONTROLS = ("blank", "shuffled")
+#: Folders of the patients that are drawn, below the raw data.
+_DRAWN = ("slake/imgs/*", "ct-rate/dataset/*_fixed/*")
 SLAKE_TASKS = ("vqa", "refer", "identify")
 CT_RATE_TASKS = ("short", "long", "choice", "report")
 
@@ -129,8 +132,11 @@ def draw(place: Quickstart, seed: int, scale: float = 1.0) -> None:
     """
     counts = patient_counts(scale)
     spawn = multiprocessing.get_context("spawn")  # a forked torch process may hang
-    with ProcessPoolExecutor(2, mp_context=spawn) as pool:
+    total = 2 * sum(counts.values()) - counts["val"]  # CT-RATE has no such split
+    with ProcessPoolExecutor(2, mp_context=spawn) as pool, progress_bar("radiographs and scans", total) as bar:
         jobs = [pool.submit(write, place, seed, counts) for write in (_write_radiographs, _write_scans)]
+        while wait(jobs, timeout=1).not_done:  # the processes draw no bar
+            bar.update(sum(1 for pattern in _DRAWN for _ in place.raw.glob(pattern)))
     for job in jobs:
         job.result()
 
@@ -186,7 +192,7 @@ def evaluate(place: Quickstart, console: Console) -> dict[str, Any]:
     options = EvaluationOptions(log=place.root / "log.jsonl", title=title)
     results: dict[str, Any] = {}
     for name in BENCHMARKS:
-        with _rows(console, name) as on_row:
+        with progress_bar(f"answers, {name}") as bar:
             results = evaluate_model(
                 predictor,
                 name,
@@ -196,7 +202,7 @@ def evaluate(place: Quickstart, console: Console) -> dict[str, Any]:
                 roots=MediaRoots(place.raw / "slake", place.raw / "ct-rate"),
                 generation=GenerationOptions(max_new_tokens=96),
                 batch_size=32,
-                on_row=on_row,
+                on_row=bar.update,
                 options=options,
             )
     return results
@@ -208,12 +214,6 @@ def _step(console: Console, title: str) -> Iterator[None]:
     begun = time.monotonic()
     yield
     console.print(f"     done in {time.monotonic() - begun:.0f} s")
-
-
-@contextmanager
-def _rows(console: Console, name: str) -> Iterator[Callable[[int, int], None]]:
-    with console.status(f"{name} ...") as status:
-        yield lambda done, total: status.update(f"{name}: {done} of {total} answers")
 
 
 def _say_what_next(place: Quickstart, results: dict[str, Any], minutes: float, console: Console) -> None:

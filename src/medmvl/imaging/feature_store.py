@@ -30,6 +30,7 @@ from medmvl.files import (
 )
 from medmvl.imaging.cache import SHARD_BYTES
 from medmvl.imaging.tar_shards import Item, TarShards, begin_set, write_set, write_shard
+from medmvl.progress_bar import track
 from medmvl.remote import RemotePath, as_root
 
 _NAME, SUFFIX, KIND = "features", "safetensors", "features"
@@ -189,7 +190,7 @@ def _pack(folder: Path, target: PathLike, made_by: dict[str, Any], shard_bytes: 
     indices: list[dict[str, Any]] = []
     waiting: list[Path] = []
     size = count = 0
-    for file in [*sorted(folder.glob(f"??/*.{SUFFIX}")), None]:
+    for file in track([*sorted(folder.glob(f"??/*.{SUFFIX}")), None], "features"):
         if waiting and (file is None or size + file.stat().st_size > shard_bytes):
             indices.append(write_shard(target, len(indices), map(_item_of, waiting), SUFFIX))
             waiting, size = [], 0

@@ -15,6 +15,7 @@ from torch import Tensor
 from medmvl.files import write_json
 from medmvl.models.configuration import MedMVLConfig
 from medmvl.models.modeling import MedMVLForConditionalGeneration
+from medmvl.progress_bar import track
 
 #: Largest size of a written file, at 4 bytes a value. One such file is in memory, in addition to the mapped source.
 SHARD_BYTES = 2_000_000_000
@@ -71,7 +72,9 @@ def write_weights(entries: Mapping[str, Entry], folder: Path, shard_bytes: int =
     total, where = 0, {}
     for number, names in enumerate(shards, start=1):
         file = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
-        tensors: dict[str, Tensor] = {name: entries[name].load().contiguous().clone() for name in names}
+        tensors: dict[str, Tensor] = {
+            name: entries[name].load().contiguous().clone() for name in track(names, f"tensors of {file}")
+        }
         save_file(tensors, folder / file, metadata={"format": "pt"})
         total += sum(tensor.nbytes for tensor in tensors.values())
         where.update(dict.fromkeys(names, file))

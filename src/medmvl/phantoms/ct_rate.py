@@ -17,6 +17,7 @@ from medmvl.files import PathLike, atomic, write_json, write_text
 from medmvl.phantoms import texts
 from medmvl.phantoms.findings import CT_RATE_LABELS, FINDINGS
 from medmvl.phantoms.phantom import Phantom
+from medmvl.progress_bar import track
 
 REPORT_COLUMNS = ("VolumeName", "ClinicalInformation_EN", "Technique_EN", "Findings_EN", "Impressions_EN")
 METADATA_COLUMNS = (
@@ -76,7 +77,9 @@ def _write_split(base: Path, split: str, phantoms: Iterable[Phantom], fixed: boo
     labels: list[dict[str, Any]] = []
     metadata: list[dict[str, Any]] = []
     items: list[dict[str, Any]] = []
-    for number, phantom in enumerate(map(replace, phantoms), start=1):  # copies, so that volumes do not pile up
+    for number, phantom in enumerate(
+        map(replace, track(phantoms, f"volumes, {split}")), start=1
+    ):  # copies, so that volumes do not pile up
         scan = f"{split}_{number}_a"
         for reconstruction in range(1, reconstructions + 1):
             volume = f"{scan}_{reconstruction}.nii.gz"

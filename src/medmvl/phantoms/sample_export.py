@@ -16,6 +16,7 @@ from medmvl.files import PathLike, atomic_directory, check_new_folder, write_tex
 from medmvl.phantoms import texts
 from medmvl.phantoms.dicom import write_dicom_radiograph, write_dicom_series
 from medmvl.phantoms.phantom import Phantom, draw_patient
+from medmvl.progress_bar import track
 
 #: (D, H, W) of the CTs in voxels, and side of the films in pixels.
 CT_SIZE, FILM_SIZE = (32, 96, 96), 128
@@ -49,7 +50,7 @@ def write_sample_export(target: PathLike, patients: int = 24, seed: int = DEFAUL
     cohort = [draw_patient(seed, index, CT_SIZE, FILM_SIZE) for index in range(patients)]
     with atomic_directory(target) as folder:
         (folder / "films").mkdir()
-        for phantom in cohort:
+        for phantom in track(cohort, "patients"):
             write_dicom_series(folder / "dicom" / phantom.patient / "ct", phantom, shuffle=True)
             write_dicom_radiograph(folder / "dicom" / phantom.patient / "cr" / "film.dcm", phantom)
             Image.fromarray(phantom.radiograph).save(folder / _film(phantom))

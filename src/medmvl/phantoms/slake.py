@@ -14,6 +14,7 @@ from medmvl.data.synthetic import write_note
 from medmvl.files import PathLike, atomic, write_json, write_text
 from medmvl.phantoms import texts
 from medmvl.phantoms.phantom import Phantom
+from medmvl.progress_bar import track
 
 # The names used in detection.json and mask.txt, by the names of the drawing.
 BOX_NAMES = {
@@ -54,7 +55,9 @@ def write_slake(root: PathLike, splits: Mapping[str, Iterable[Phantom]]) -> Path
     for split, phantoms in splits.items():
         rows: list[dict[str, Any]] = []
         folders = []
-        for phantom in map(replace, phantoms):  # a copy, so that its pictures go once they are written
+        for phantom in map(
+            replace, track(phantoms, f"radiographs, {split}")
+        ):  # a copy, so that its pictures go once they are written
             own = _rows(phantom, number, question_id)
             _write_image(root / "imgs" / f"xmlab{number}", phantom, own)
             folders.append(f"xmlab{number}")

@@ -75,7 +75,7 @@ def run_study(
             of the protocol by dotted keys, such as "results.language".
         model: checkpoint folder instead of the protocol's.
         answerer: the model itself, already loaded.
-        options: device and dtype of the model.
+        options: device and dtype of the model, and `on_question` of `process_study`.
 
     Raises:
         BusyError: naming the process, if another one writes to `out`.

@@ -92,12 +92,14 @@ def process_study(
     answerer: Answerer | None = None,
     *,
     is_known: Callable[[str], bool] = lambda identity: False,
+    on_question: Callable[[int, int], None] = lambda done, total: None,
     **options: Any,
 ) -> StudyResult:
     """Choose a series of the study in `folder`, ask the protocol's questions about it, and build the results.
 
     Args:
         answerer: the model; None: load the protocol's `model`.
+        on_question: called before the first question and after each, with the numbers of answered and of all questions.
         is_known: whether the result of an identity exists already; the model is then not asked.
         options: device and dtype of a model that is loaded here.
 
@@ -116,10 +118,7 @@ def process_study(
     if is_known(identity):
         return StudyResult("unchanged", study.uid, identity, choice.series.describe(), (), (), choice.reasons)
     visuals, warnings = read_series(choice.series, protocol)
-    findings = tuple(
-        Finding(question, answerer.answer(question.ask, visuals, question.choices, question.max_new_tokens))
-        for question in protocol.questions
-    )
+    findings = _ask(protocol, answerer, visuals, on_question)
     notes = (*warnings, *(f"not read: {reason}" for reason in choice.reasons))
     sent = tuple(finding for finding in findings if finding.sent)
     wanted = protocol.results.send_when == "always" or any(finding.positive for finding in sent)
@@ -131,6 +130,19 @@ def process_study(
     )
     objects = build_objects(content, _key_images(choice.series, protocol, sent))
     return StudyResult("results", study.uid, identity, described, findings, tuple(objects), notes)
+
+
+def _ask(
+    protocol: Protocol, answerer: Answerer, visuals: Visuals, on_question: Callable[[int, int], None]
+) -> tuple[Finding, ...]:
+    """Return the findings of all questions about the visual inputs."""
+    findings: list[Finding] = []
+    on_question(0, len(protocol.questions))
+    for question in protocol.questions:
+        reply = answerer.answer(question.ask, visuals, question.choices, question.max_new_tokens)
+        findings.append(Finding(question, reply))
+        on_question(len(findings), len(protocol.questions))
+    return tuple(findings)
 
 
 def _probability_key(finding: Finding) -> str:

@@ -12,6 +12,7 @@ from medmvl.data.converters.converter import DATASETS, Converter, Job, Options, 
 from medmvl.data.converters.media import relative_media
 from medmvl.errors import DataError
 from medmvl.files import read_json
+from medmvl.progress_bar import track
 
 #: in both zips; they belong to validation
 SHARED_IDS = ("7008", "7312", "7333")
@@ -56,7 +57,7 @@ def _items(job: Job, table: Any) -> Iterator[tuple[str, dict[str, Any]]]:
         raise DataError("An AMOS-MM json holds an object with 'training' and 'validation'.")
     seen: set[str] = set()
     for name in ("validation", "val", "test", "training"):
-        for item in table.get(name, []):
+        for item in track(table.get(name, []), f"scans, {name}"):
             stem = _stem(item)
             split = _SPLITS[name]
             if stem.removeprefix("amos_") in SHARED_IDS:

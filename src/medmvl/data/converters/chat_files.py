@@ -14,6 +14,7 @@ from medmvl.data.converters.splits import divide
 from medmvl.data.formats import iter_located
 from medmvl.data.record import ROLES
 from medmvl.data.sample import IMAGE_PLACEHOLDER
+from medmvl.progress_bar import track
 
 CHAT_SUFFIXES = (".json", ".jsonl")
 #: Keys of images in these files; ms-swift and LLaMA-Factory write `images`, LLaVA `image`.
@@ -33,11 +34,13 @@ def iter_chat(job: Job, file: Path, masker: Masker) -> Rows:
     items = [(located.where, located.record) for located in iter_located(file)]
     columns = dict.fromkeys(key for _, item in items if isinstance(item, dict) for key in item)
     finder = IdentityFinder(job, columns, file.parent)
-    rows = [([_images(item)], _identity(finder, item)) for _, item in items]
+    rows = [([_images(item)], _identity(finder, item)) for _, item in track(items, "identities")]
     media = MediaWriter(job, file.parent, rows, masker)
     keys = [identity.patient or where for (where, _), (_, identity) in zip(items, rows, strict=True)]
     splits = divide(keys, job.options.test_share, job.options.val_share)
-    for number, ((where, item), (_, identity), key) in enumerate(zip(items, rows, keys, strict=True), start=1):
+    for number, ((where, item), (_, identity), key) in enumerate(
+        zip(track(items, "items"), rows, keys, strict=True), start=1
+    ):
         record = _record(job, item, where, f"{file.stem}-{number}", media)
         if record is not None:
             record = _masked(record, identity, masker)

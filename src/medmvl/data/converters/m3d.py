@@ -14,6 +14,7 @@ from medmvl.data.converters.m3d_raw import has_raw, iter_raw
 from medmvl.data.converters.media import relative_media
 from medmvl.errors import DataError
 from medmvl.files import read_json
+from medmvl.progress_bar import track
 
 CAPTION_PROMPT = "Generate a radiology report for the volume."
 _LEAST_CAPTION = 5
@@ -50,7 +51,7 @@ def run_cap(job: Job) -> Rows:
     if index is None:
         raise DataError(f"{job.source} holds neither M3D_Cap.json nor ct_case/. {M3D_CAP.layout}")
     for name, items in read_json(index).items():
-        for item in items:
+        for item in track(items, f"captions, {name}"):
             record = _caption(job, index.parent, name, item)
             if record is not None:
                 yield _SPLIT_NAMES.get(name, name), record

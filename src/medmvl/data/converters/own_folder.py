@@ -20,6 +20,7 @@ from medmvl.data.read_options import NAMES as READ_OPTIONS
 from medmvl.data.read_options import ReadOptions
 from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_ALIAS, VOLUME_PLACEHOLDER
 from medmvl.errors import DataError
+from medmvl.progress_bar import track
 
 #: Parquet shards of the hub's data sets: SPLIT-00000-of-00004.parquet, also with a hash.
 _HUB_SHARD = re.compile(r"(?P<split>[A-Za-z0-9_]+)-\d{5}-of-\d{5}(-[0-9a-f]+)?\.parquet")
@@ -100,12 +101,12 @@ def run(job: Job) -> Rows:
     rows = list(_rows(job, table, options))
     root = table if table.is_dir() else table.parent
     finder = IdentityFinder(job, dict.fromkeys(column for row in rows for column in row.cells), root)
-    identities = [finder.of(row.cells, _named_files(row, options)) for row in rows]
+    identities = [finder.of(row.cells, _named_files(row, options)) for row in track(rows, "identities")]
     splits = _splits(job, rows, [identity.patient for identity in identities])
     masker = Masker(lambda: _pseudonyms(job, options.key_file))
     cells = [(_media_cells(row, options), identity) for row, identity in zip(rows, identities, strict=True)]
     media = MediaWriter(job, root, cells, masker)
-    for row, identity, split in zip(rows, identities, splits, strict=True):
+    for row, identity, split in zip(track(rows, "rows"), identities, splits, strict=True):
         record = _record(job, table.stem, row, identity, split, media, masker)
         if record is not None:
             yield split, record

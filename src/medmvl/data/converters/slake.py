@@ -25,6 +25,7 @@ from medmvl.data.converters.media import usable_source
 from medmvl.errors import DataError
 from medmvl.files import read_json
 from medmvl.imaging.formats.pictures import open_picture
+from medmvl.progress_bar import track
 
 # The original archive says "validate.json", the hub mirror "validation.json".
 _SPLIT_FILES = {
@@ -113,14 +114,14 @@ def _split(job: Job, root: Path, file: Path, split: str, tasks: set[str], exclud
     images = _Images(job.source, root, job.report)
     evaluation = split != "train"
     by_image: dict[str, list[dict[str, Any]]] = {}
-    for row in _rows(file):
+    for row in track(_rows(file), f"questions, {split}"):
         if _image_of(row) in excluded:
             job.report.skip("question about an image that a later split has too")
             continue
         checked = _checked(row, file, job)
         if checked is not None and images.size(checked["img_name"]) is not None:
             by_image.setdefault(checked["img_name"], []).append(checked)
-    for name, questions in by_image.items():
+    for name, questions in track(by_image.items(), f"images, {split}"):
         if "vqa" in tasks:
             if job.options.multi_turn and not evaluation:
                 yield from _dialogs(name, questions, images, job.options.turns)

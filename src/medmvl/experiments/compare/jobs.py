@@ -18,6 +18,7 @@ from types import FrameType
 from typing import IO, Any
 
 from medmvl.errors import require
+from medmvl.progress_bar import track
 
 LOG = "compare.log"
 #: Seconds that the trainings of an interrupted Ray run have to save a checkpoint.
@@ -75,7 +76,7 @@ def run_in_sequence(
     """
     outcomes: dict[str, Outcome] = {}
     with _terminate_as_interrupt():
-        for job in ordered(jobs):
+        for job in track(ordered(jobs), "jobs"):
             failed = any(outcomes[need].status != 0 for need in job.needs)
             outcome = Outcome(job, -1, skipped=True) if failed else run_job(job, announce, on_outcome)
             outcomes[job.key] = outcome
@@ -126,7 +127,7 @@ def run_on_ray(
     waiting = list(references.values())
     with _terminate_as_interrupt():
         try:
-            while waiting:
+            for _ in track(references, "jobs"):
                 finished, waiting = ray.wait(waiting)
                 outcomes.append(ray.get(finished[0]))
                 _report(outcomes[-1], on_outcome, announce)

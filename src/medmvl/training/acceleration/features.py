@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor, nn
 
 from medmvl.data.mixture import Mixture
@@ -31,6 +29,7 @@ from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.models.tower import Tower
 from medmvl.models.visual_inputs import FEATURE_KEYS, PIXEL_KEYS
 from medmvl.processing import MedMVLProcessor
+from medmvl.progress_bar import progress_bar
 from medmvl.remote import RemotePath, as_root, content_state, join
 from medmvl.training.acceleration.exactness import why_not_stored
 
@@ -100,7 +99,6 @@ def store_features(
     rank: int = 0,
     world: int = 1,
     autocast: Any = None,
-    console: Console | None = None,
     shards: str | None = None,
 ) -> StoredMedia:
     """Run every frozen encoder over all images and volumes of a mixture that are not stored yet.
@@ -145,7 +143,7 @@ def store_features(
             if rank == 0:
                 logger.warning("This stage trains without stored features of %ss: %s.", modality, reason)
             continue
-        _fill(stores[modality], tower, missing, processor, modality, model.device, autocast, console)
+        _fill(stores[modality], tower, missing, processor, modality, model.device, autocast)
         stores[modality].note_all_of(share)
     return StoredMedia(processor, stores)
 
@@ -182,11 +180,10 @@ def _fill(
     modality: str,
     device: torch.device,
     autocast: Any,
-    console: Console | None,
 ) -> None:
     prepare = _preparer(processor, modality)
-    with Progress(console=console or Console(stderr=True), transient=True) as progress, torch.no_grad():
-        task = progress.add_task(f"features of {modality}s", total=len(paths))
+    with progress_bar(f"features of {modality}s", len(paths)) as bar, torch.no_grad():
+        bar.update(0)
         for batch in _batches(paths, BATCH[modality]):
             pixels = torch.stack([prepare(path) for path in batch]).to(device)
             if autocast is None:
@@ -196,7 +193,7 @@ def _fill(
                     features = tower.encode_pooled(pixels)
             for path, one in zip(batch, features, strict=True):
                 store.put(media_key(path), one)
-            progress.advance(task, len(batch))
+            bar.update(bar.done + len(batch))
 
 
 def _batches(paths: list[str], size: int) -> Iterator[list[str]]:

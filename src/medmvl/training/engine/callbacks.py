@@ -10,9 +10,9 @@ from typing import Any, Protocol
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from medmvl.files import BAD_JSON, atomic
+from medmvl.progress_bar import Bar, is_shown
 from medmvl.training.engine.devices import Engine
 from medmvl.training.engine.progress import LoopSettings, LoopState, StepFacts
 from medmvl.training.objectives.base import Objective
@@ -135,19 +135,14 @@ class ProgressBar(Callback):
     """Shows a progress bar with the loss on the error stream of the first process; without a terminal, a line a minute."""
 
     def __init__(self) -> None:
-        self._progress: Progress | None = None
+        self._bar: Bar | None = None
         self._last_line = time.monotonic()
 
     def on_begin(self, loop: Loop) -> None:
         """Show the bar."""
-        console = Console(stderr=True)
-        if loop.engine.rank != 0 or not console.is_terminal:
-            return
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, TextColumn("{task.fields[facts]}"), console=console)
-        settings = loop.settings
-        self._task = self._progress.add_task(settings.stage, total=settings.steps, completed=loop.state.step, facts="")
-        self._progress.start()
+        if loop.engine.rank == 0 and is_shown():
+            self._bar = Bar(loop.settings.stage, loop.settings.steps)
+            self._bar.update(loop.state.step)
 
     def on_log(self, loop: Loop) -> None:
         """Update the bar, or print a line from time to time."""
@@ -155,8 +150,8 @@ class ProgressBar(Callback):
             return
         facts = loop.facts
         text = f"loss {facts.loss:.4f}  lr {facts.lr:.2e}  {facts.tokens_per_second:,.0f} tokens/s"
-        if self._progress is not None:
-            self._progress.update(self._task, completed=loop.state.step, facts=text)
+        if self._bar is not None:
+            self._bar.update(loop.state.step, facts=text)
         elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
             self._last_line = time.monotonic()
             line = f"{loop.settings.stage}: step {loop.state.step} of {loop.settings.steps}  {text}"
@@ -164,8 +159,8 @@ class ProgressBar(Callback):
 
     def on_end(self, loop: Loop) -> None:
         """Remove the bar."""
-        if self._progress is not None:
-            self._progress.stop()
+        if self._bar is not None:
+            self._bar.close()
 
 
 class Checkpoints(Callback):
