@@ -365,11 +365,10 @@ def test_boxes_of_an_answer_are_on_the_right_side_of_the_image(open_page, served
     assert boxes[0]["y"] == pytest.approx(image["y"] + 0.1 * image["height"], abs=4)
     assert boxes[1]["x"] == pytest.approx(left + 0.05 * width, abs=4)
     tab.locator("rect[data-box='1']").dispatch_event("pointerdown")
-    assert "chosen" in tab.locator("rect[data-box='1']").get_attribute("class")
+    tab.locator("rect[data-box='1'].chosen").wait_for()  # drawn with the next frame
     assert "chosen" in tab.locator(".box-link").nth(1).get_attribute("class")
     tab.locator(".box-link").nth(0).click()
-    tab.wait_for_timeout(100)
-    assert "chosen" in tab.locator("rect[data-box='0']").get_attribute("class")
+    tab.locator("rect[data-box='0'].chosen").wait_for()
 
 
 def test_what_the_model_sees_is_shown_beside(open_page, ct):

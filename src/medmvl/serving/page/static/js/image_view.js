@@ -1,26 +1,19 @@
 // An image: zoom, pan, window, invert, boxes of an answer and a heat map.
 
-import { make, makeSvg } from "./dom.js";
 import { heat } from "./canvas_renderer.js";
+import { make, makeSvg } from "./dom.js";
+import { View } from "./view.js";
 
-const MOST_ZOOM = 20;
-
-export class ImageView {
+export class ImageView extends View {
   /** @param options {onHover(text), onBox(number), onWindow(low, high), tool()} */
   constructor(parent, options) {
-    this.options = options;
-    this.canvas = make("canvas", { class: "picture" });
-    this.marks = makeSvg("svg", { class: "marks" });
-    this.box = make("div", { class: "view", tabindex: "0" }, this.canvas, this.marks);
-    parent.append(this.box);
+    super(parent, options);
     this.boxes = [];
-    this.invert = false;
-    this.opacity = 0.5;
     this.window = [0, 255];
-    this.pointers = new Map();
-    this.resizing = new ResizeObserver(() => this.redraw());
-    this.resizing.observe(this.box);
-    this.listen();
+  }
+
+  get loaded() {
+    return Boolean(this.source);
   }
 
   async load(blob, facts) {
@@ -65,18 +58,8 @@ export class ImageView {
   }
 
   setWindow(low, high) {
-    this.window = [low, Math.max(high, low + 1)];
     this.shown = null;
-    this.redraw();
-  }
-
-  redraw() {
-    if (this.pending || !this.source) return;
-    this.pending = true;
-    requestAnimationFrame(() => {
-      this.pending = false;
-      this.draw();
-    });
+    super.setWindow(low, high);
   }
 
   /** The rectangle that the whole image takes on the screen, parts of it perhaps beyond the view. */
@@ -174,74 +157,33 @@ export class ImageView {
     );
   }
 
-  listen() {
-    this.box.addEventListener("pointerdown", (event) => {
-      this.box.focus();
-      this.box.setPointerCapture(event.pointerId);
-      const chosen = this.options.tool() === "cross" ? "pan" : this.options.tool();
-      const tool = event.button === 2 ? "window" : event.button === 1 || event.shiftKey ? "pan" : chosen;
-      this.pointers.set(event.pointerId, { tool, x: event.clientX, y: event.clientY });
-    });
-    this.box.addEventListener("pointermove", (event) => this.moved(event));
-    for (const name of ["pointerup", "pointercancel"]) {
-      this.box.addEventListener(name, (event) => this.pointers.delete(event.pointerId));
-    }
-    this.box.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
-    this.box.addEventListener("contextmenu", (event) => event.preventDefault());
-    this.box.addEventListener("dblclick", () => this.reset());
-    this.box.addEventListener("keydown", (event) => this.key(event));
-  }
-
-  moved(event) {
-    if (!this.source) return;
-    const last = this.pointers.get(event.pointerId);
-    if (!last) return this.hover(event);
-    const [dx, dy] = [event.clientX - last.x, event.clientY - last.y];
-    if (this.pointers.size === 2) {
-      const other = [...this.pointers.values()].find((one) => one !== last);
-      const before = Math.hypot(last.x - other.x, last.y - other.y);
-      if (before > 10) this.zoomBy(Math.hypot(event.clientX - other.x, event.clientY - other.y) / before, event);
-    } else if (last.tool === "window") {
-      const [low, high] = this.window;
-      const step = Math.max(high - low, 40) / 300;
-      const [middle, width] = [(low + high) / 2 + dy * step, Math.max(high - low + dx * step, 1)];
-      this.setWindow(middle - width / 2, middle + width / 2);
-      this.options.onWindow(...this.window);
-    } else {
-      const rect = this.rect();
-      this.center = [this.center[0] - dx / rect.w, this.center[1] - dy / rect.h];
-      this.redraw();
-    }
-    [last.x, last.y] = [event.clientX, event.clientY];
-  }
-
-  /** Zoom by a factor; the place under the pointer stays where it is. */
-  zoomBy(factor, event = null) {
-    if (!this.source) return;
-    const before = this.rect();
-    const bounds = this.box.getBoundingClientRect();
-    const x = event ? event.clientX - bounds.left : bounds.width / 2;
-    const y = event ? event.clientY - bounds.top : bounds.height / 2;
-    const place = [(x - before.x) / before.w, (y - before.y) / before.h];
-    this.zoom = Math.min(Math.max(this.zoom * factor, 1), MOST_ZOOM);
+  /** Keep the place under the pointer, or the middle of the view, where it is. */
+  zoomed(hit, old) {
+    const [width, height] = [this.box.clientWidth, this.box.clientHeight];
+    const { x, y } = hit ?? { x: width / 2, y: height / 2 };
     const after = this.rect();
+    const before = { w: (after.w * old) / this.zoom, h: (after.h * old) / this.zoom };
     this.center = [
-      place[0] - (x - bounds.width / 2) / after.w,
-      place[1] - (y - bounds.height / 2) / after.h,
+      this.center[0] + (x - width / 2) * (1 / before.w - 1 / after.w),
+      this.center[1] + (y - height / 2) * (1 / before.h - 1 / after.h),
     ];
-    if (this.zoom === 1) this.center = [0.5, 0.5];
+  }
+
+  dragPan(last, dx, dy) {
+    const rect = this.rect();
+    this.center = [this.center[0] - dx / rect.w, this.center[1] - dy / rect.h];
     this.redraw();
   }
 
-  wheel(event) {
-    event.preventDefault();
-    if (event.deltaY) this.zoomBy(event.deltaY < 0 ? 1.2 : 1 / 1.2, event);
+  wheelAt(hit, event) {
+    this.zoomBy(event.deltaY < 0 ? 1.2 : 1 / 1.2, hit);
   }
 
-  hover(event) {
-    const [rect, bounds] = [this.rect(), this.box.getBoundingClientRect()];
-    const x = Math.floor(((event.clientX - bounds.left - rect.x) / rect.w) * this.pixels.width);
-    const y = Math.floor(((event.clientY - bounds.top - rect.y) / rect.h) * this.pixels.height);
+  hover(hit) {
+    if (!hit) return;
+    const rect = this.rect();
+    const x = Math.floor(((hit.x - rect.x) / rect.w) * this.pixels.width);
+    const y = Math.floor(((hit.y - rect.y) / rect.h) * this.pixels.height);
     if (x < 0 || y < 0 || x >= this.pixels.width || y >= this.pixels.height) return this.options.onHover("");
     const place = 4 * (x + y * this.pixels.width);
     const levels = [...this.pixels.data.slice(place, place + (this.facts.color ? 3 : 1))].join(" ");
@@ -250,20 +192,7 @@ export class ImageView {
     this.options.onHover(`${levels}   x ${x + 1}, y ${y + 1}${mm}`);
   }
 
-  key(event) {
-    if (event.key === "+" || event.key === "=") this.zoomBy(1.25);
-    else if (event.key === "-") this.zoomBy(0.8);
-    else if (event.key === "0") this.reset();
-    else return;
-    event.preventDefault();
-  }
-
   keyImages() {
     return [{ boxes: this.boxes.map(({ box }) => box) }];
-  }
-
-  close() {
-    this.resizing.disconnect();
-    this.box.remove();
   }
 }

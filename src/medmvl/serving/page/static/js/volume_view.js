@@ -1,37 +1,30 @@
-// A volume in three linked planes: one large, two small. Mouse, touch and keys are handled here; drawing is a renderer's.
+// A volume in three linked planes: one large, two small. Drawing is a renderer's.
 
 import { CanvasRenderer } from "./canvas_renderer.js";
-import { make, makeSvg } from "./dom.js";
+import { makeSvg } from "./dom.js";
 import { fracOf, mmOf, parseNifti, valueAt, voxelAt } from "./nifti.js";
 import { NiivueRenderer } from "./niivue_renderer.js";
 import { AXES, fit, locate, PLANES, project, sliceIndex, sliceNumber } from "./planes.js";
+import { View } from "./view.js";
 import { word } from "./words.js";
 
-const MOST_ZOOM = 20;
 const GAP = 4;
 
-export class VolumeView {
+export class VolumeView extends View {
   /**
    * @param parent element that the view fills
    * @param options {gpu: whether NiiVue draws, onMove(view), onHover(text), onWindow(low, high), tool(): the left button's}
    */
   constructor(parent, options) {
-    this.options = options;
-    this.canvas = make("canvas", { class: "picture" });
-    this.marks = makeSvg("svg", { class: "marks" });
-    this.box = make("div", { class: "view", tabindex: "0" }, this.canvas, this.marks);
-    parent.append(this.box);
+    super(parent, options);
     this.renderer = options.gpu ? new NiivueRenderer(this.canvas) : new CanvasRenderer(this.canvas);
     this.large = "axial";
     this.single = false;
-    this.invert = false;
-    this.opacity = 0.5;
-    this.overlay = null;
-    this.pointers = new Map();
-    this.resizing = new ResizeObserver(() => this.redraw());
-    this.resizing.observe(this.box);
-    this.listen();
     this.reset();
+  }
+
+  get loaded() {
+    return Boolean(this.volume);
   }
 
   /** Show a volume. `facts` are the server's: units, sides_known, window. */
@@ -57,11 +50,6 @@ export class VolumeView {
     this.cross = [0.5, 0.5, 0.5];
     this.center = [0.5, 0.5, 0.5];
     this.zoom = 1;
-    this.redraw();
-  }
-
-  setWindow(low, high) {
-    this.window = [low, Math.max(high, low + 1)];
     this.redraw();
   }
 
@@ -96,15 +84,11 @@ export class VolumeView {
     this.setCross(frac);
   }
 
-  /** Zoom by a factor; the position under the pointer, or the crosshair, stays where it is. */
-  zoomBy(factor, plane, x, y) {
-    const old = this.zoom;
-    this.zoom = Math.min(Math.max(old * factor, 1), MOST_ZOOM);
-    const tile = this.tiles().find((one) => one.plane === (plane ?? this.large));
-    const kept = plane ? locate(plane, x, y, { ...this.scene(), zoom: old }, tile.rect) : this.cross;
+  /** Keep the position at a place, or the crosshair, where it is. */
+  zoomed(hit, old) {
+    const tile = this.tiles().find((one) => one.plane === (hit?.plane ?? this.large));
+    const kept = hit ? locate(hit.plane, hit.x, hit.y, { ...this.scene(), zoom: old }, tile.rect) : this.cross;
     this.center = this.center.map((share, axis) => kept[axis] + ((share - kept[axis]) * old) / this.zoom);
-    if (this.zoom === 1) this.center = [0.5, 0.5, 0.5];
-    this.redraw();
   }
 
   /** The tiles of the layout: {plane, tile, rect}, where `rect` holds the slice at true aspect. */
@@ -139,16 +123,6 @@ export class VolumeView {
     return { tiles: this.tiles(), cross, center, zoom, window, invert, opacity };
   }
 
-  /** Draw with the next frame; many changes become one drawing. */
-  redraw() {
-    if (this.pending || !this.volume) return;
-    this.pending = true;
-    requestAnimationFrame(() => {
-      this.pending = false;
-      this.draw();
-    });
-  }
-
   draw() {
     if (!this.volume || !this.box.clientWidth) return;
     const scene = this.scene();
@@ -181,73 +155,30 @@ export class VolumeView {
 
   // --- mouse, touch, keys ---------------------------------------------------------------------------------------------
 
-  listen() {
-    this.box.addEventListener("pointerdown", (event) => this.down(event));
-    this.box.addEventListener("pointermove", (event) => this.moved(event));
-    for (const name of ["pointerup", "pointercancel"]) {
-      this.box.addEventListener(name, (event) => this.pointers.delete(event.pointerId));
-    }
-    this.box.addEventListener("wheel", (event) => this.wheel(event), { passive: false });
-    this.box.addEventListener("contextmenu", (event) => event.preventDefault());
-    this.box.addEventListener("dblclick", (event) => {
-      const hit = this.hit(event);
-      if (hit) this.enlarge(hit.plane);
-    });
-    this.box.addEventListener("keydown", (event) => this.key(event));
-  }
-
   enlarge(plane) {
     this.large = plane;
     this.redraw();
   }
 
+  /** The place of an event, with the tile that is there. */
   hit(event) {
     if (!this.volume) return null;
-    const bounds = this.box.getBoundingClientRect();
-    const [x, y] = [event.clientX - bounds.left, event.clientY - bounds.top];
+    const { x, y } = this.place(event);
     const tile = this.tiles().find((one) => inside(one.tile, x, y));
     return tile ? { ...tile, x, y } : null;
   }
 
-  down(event) {
-    const hit = this.hit(event);
-    if (!hit) return;
-    this.box.focus();
-    this.box.setPointerCapture(event.pointerId);
-    const tool = event.button === 2 ? "window" : event.button === 1 || event.shiftKey ? "pan" : this.options.tool();
-    this.pointers.set(event.pointerId, { tool, plane: hit.plane, x: hit.x, y: hit.y });
-    if (tool === "cross" && this.pointers.size === 1) this.crossTo(hit.plane, hit.x, hit.y);
+  doubleClicked(hit) {
+    if (hit) this.enlarge(hit.plane);
   }
 
-  moved(event) {
-    const hit = this.hit(event);
-    const last = this.pointers.get(event.pointerId);
-    if (!last) return this.hover(hit);
-    const bounds = this.box.getBoundingClientRect();
-    const [x, y] = [event.clientX - bounds.left, event.clientY - bounds.top];
-    if (this.pointers.size === 2) this.pinch(last, x, y);
-    else if (last.tool === "cross") this.crossTo(last.plane, x, y);
-    else if (last.tool === "window") this.dragWindow(x - last.x, y - last.y);
-    else this.dragPan(last.plane, x - last.x, y - last.y);
-    [last.x, last.y] = [x, y];
-  }
-
-  crossTo(plane, x, y) {
+  dragCross({ plane }, x, y) {
     const tile = this.tiles().find((one) => one.plane === plane);
     this.setCross(locate(plane, x, y, this.scene(), tile.rect));
     this.hover({ plane, x, y, rect: tile.rect });
   }
 
-  /** Right: wider; up: brighter. A drag over 300 pixels changes the window by its width, at least by 40 steps. */
-  dragWindow(dx, dy) {
-    const [low, high] = this.window;
-    const step = Math.max(high - low, 40) / 300;
-    const [middle, width] = [(low + high) / 2 + dy * step, Math.max(high - low + dx * step, 1)];
-    this.setWindow(middle - width / 2, middle + width / 2);
-    this.options.onWindow(...this.window);
-  }
-
-  dragPan(plane, dx, dy) {
+  dragPan({ plane }, dx, dy) {
     const { rect } = this.tiles().find((one) => one.plane === plane);
     const { across, down } = AXES[plane];
     this.center = [...this.center];
@@ -256,18 +187,8 @@ export class VolumeView {
     this.redraw();
   }
 
-  pinch(moving, x, y) {
-    const other = [...this.pointers.values()].find((one) => one !== moving);
-    const before = Math.hypot(moving.x - other.x, moving.y - other.y);
-    const after = Math.hypot(x - other.x, y - other.y);
-    if (before > 10) this.zoomBy(after / before, moving.plane, (x + other.x) / 2, (y + other.y) / 2);
-  }
-
-  wheel(event) {
-    event.preventDefault();
-    const hit = this.hit(event);
-    if (!hit || !event.deltaY) return;
-    if (event.ctrlKey) return this.zoomBy(event.deltaY < 0 ? 1.2 : 1 / 1.2, hit.plane, hit.x, hit.y);
+  wheelAt(hit, event) {
+    if (event.ctrlKey) return this.zoomBy(event.deltaY < 0 ? 1.2 : 1 / 1.2, hit);
     this.setSlice(hit.plane, this.slice(hit.plane).number + Math.sign(event.deltaY));
     this.hover(hit);
   }
@@ -290,11 +211,8 @@ export class VolumeView {
     const plane = PLANES[Number(event.key) - 1];
     if (step) this.setSlice(this.large, this.slice(this.large).number + step);
     else if (plane) this.enlarge(plane);
-    else if (event.key === "+" || event.key === "=") this.zoomBy(1.25);
-    else if (event.key === "-") this.zoomBy(0.8);
-    else if (event.key === "0") this.reset();
-    else return;
-    event.preventDefault();
+    else return super.key(event);
+    return true;
   }
 
   /** What an export needs to draw this picture again. */
@@ -303,9 +221,8 @@ export class VolumeView {
   }
 
   close() {
-    this.resizing.disconnect();
+    super.close();
     this.renderer.close();
-    this.box.remove();
   }
 }
 
