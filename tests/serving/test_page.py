@@ -197,6 +197,27 @@ def test_new_failed_or_cleared_upload_ends_the_conversation(visitor, media, ct, 
     assert exported["turns"] == []
 
 
+@pytest.mark.parametrize("damaged", ["no picture", ""])
+def test_refused_upload_is_named(visitor, media, ct, phantom, tmp_path, damaged):
+    (tmp_path / "knee x-ray.png").write_text(damaged)
+    for files in ([tmp_path / "knee x-ray.png"], [media / "a.png", tmp_path / "knee x-ray.png"]):
+        refused = visitor.send(files).json()["error"]
+        assert "knee x-ray.png" in refused
+        assert "a.png" not in refused
+        assert "00001" not in refused
+    with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
+        archive.writestr("scan.dcm", "no scan")
+    assert "study.zip" in visitor.send([media / "a.png", tmp_path / "study.zip"]).json()["error"]
+
+
+def test_refused_series_is_named_by_its_first_file(visitor, phantom, tmp_path):
+    write_dicom_series(tmp_path / "series", phantom)
+    files = sorted((tmp_path / "series").rglob("*.dcm"))
+    refused = visitor.send(files[:5] + files[6:]).json()["error"]
+    assert f"{files[0].name} (+{len(files) - 2}): " in refused
+    assert "dicom" not in refused
+
+
 def test_question_without_picture_needs_the_visitors_word(visitor):
     assert visitor.ask("What is a nodule?")[0]["code"] == "no_picture"
     assert "turn" in visitor.ask("What is a nodule?", without_picture=True)[-1]

@@ -324,6 +324,7 @@ def test_conversation_about_a_zip_of_dicom_files(open_page, served, tmp_path):
     (tmp_path / "broken.nii").write_bytes(b"no volume")
     tab.set_input_files("#files", str(tmp_path / "broken.nii"))
     tab.locator("#opening-question").wait_for()
+    assert "broken.nii" in tab.text_content("#question-text")
     assert tab.locator(".turn").count() == 0
     assert tab.locator(".view").count() == 0
     tab.fill("#question", "And now?")

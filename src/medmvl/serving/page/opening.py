@@ -11,7 +11,7 @@ from medmvl.errors import DataError
 from medmvl.serving.page.errors import PageError
 from medmvl.serving.page.sessions import OpenStudy, Session
 from medmvl.serving.page.settings import PageSettings
-from medmvl.serving.protection import without_paths
+from medmvl.serving.page.upload_names import summary, with_shown_names
 from medmvl.serving.server.failures import RequestError
 
 #: Studies that may be open at the same time.
@@ -98,7 +98,8 @@ async def _read_uploads(session: Session, readers: Readers, request: dict[str, A
         read = ReadOptions.parse(given, "The page").given()
     except DataError as error:
         raise PageError(400, str(error), version=session.version) from None
-    sources = [path for _, path in session.uploads]
+    uploads = list(session.uploads)
+    sources = [path for _, path in uploads]
     copies = session.new_folder("sources")
     for source in sources:
         (copies / source.name).hardlink_to(source)  # readers rename their files; these stay for another try
@@ -106,10 +107,10 @@ async def _read_uploads(session: Session, readers: Readers, request: dict[str, A
     try:
         answer = await readers.study(sorted(copies.iterdir()), out, read)
     except RequestError as error:
-        raise PageError(400, str(error), version=session.version) from None
+        raise PageError(400, with_shown_names(str(error), uploads), version=session.version) from None
     session.check(version)
     if "refused" in answer:
-        refused = without_paths(answer["refused"])
+        refused = with_shown_names(answer["refused"], uploads)
         raise PageError(400, refused, remedies=answer["remedies"], version=session.version)
     if "series" in answer:
         return {"series": answer["series"], "version": session.version}
@@ -124,12 +125,9 @@ def _opened(session: Session, found: list[dict[str, Any]]) -> dict[str, Any]:
             400, f"Open either images or volumes, at most {MOST_STUDIES}.", "mixed", version=session.version
         )
     names = [name for name, _ in session.uploads]
-    for study in studies:
-        alone = len(studies) == len(names)
-        study.facts["name"] = names[studies.index(study)] if alone else f"{names[0]} (+{len(names) - 1})"
-    if len(names) == 1:
-        for study in studies:
-            study.facts["name"] = names[0]
+    each = names if len(studies) == len(names) else [summary(names)] * len(studies)
+    for study, name in zip(studies, each, strict=True):
+        study.facts["name"] = name
     session.studies, session.uploads, session.uploaded = together, [], 0
     session.version += 1
     return {"studies": [study.facts for study in together], "version": session.version}

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from medmvl.data.read_options import ReadOptions
 from medmvl.data.read_spelling import remedies
-from medmvl.errors import DataError, MedMVLError
+from medmvl.errors import DataError, MedMVLError, naming
 from medmvl.files import write_json
 from medmvl.imaging import Image, Volume, read_image, read_volume
 from medmvl.imaging.dicom.scan import Series, scan
 from medmvl.imaging.preprocessing.rendering import display_windows
 from medmvl.imaging.read import sniff
 from medmvl.processing import ImageProcessor, VolumeProcessor
+from medmvl.serving.page.upload_names import SERIES_FOLDER, upload_of
 from medmvl.serving.server.unpack import extract, suffix_of
 
 #: Files of an open study, in its folder. The models are numbered from 0.
@@ -70,9 +71,10 @@ class StudyReader:
     def _sorted(self, sources: Sequence[Path], out: Path) -> tuple[list[Path], list[Path]]:
         """Return DICOM files and other files; archives are unpacked, and every file gets the suffix of its content."""
         files: list[Path] = []
-        for number, source in enumerate(sources):
+        for source in sources:
             if zipfile.is_zipfile(source) and not _is_npz(source):
-                files += extract(source, out / f"archive-{number}", _VALUE_BYTES * self._voxels)
+                with naming(source):
+                    files += extract(source, out / f"archive-{source.name}", _VALUE_BYTES * self._voxels)
             else:
                 files.append(source)
         dicom: list[Path] = []
@@ -81,7 +83,7 @@ class StudyReader:
             with file.open("rb") as handle:
                 head = handle.read(512)
             if not head:
-                raise DataError("One of the files is empty.")
+                raise DataError(f"{file} is empty.")
             suffix = ".npz" if _is_npz(file) else suffix_of(head)
             if suffix and file.suffix != suffix:
                 file = file.rename(file.with_suffix(suffix))
@@ -103,10 +105,10 @@ class StudyReader:
     ) -> list[Image | Volume] | dict[str, Any]:
         if len(files) == 1 and (self._has_images or not self._has_volumes):
             return [self._image(files[0], options)]
-        folder = out / "dicom"
+        folder = out / SERIES_FOLDER
         folder.mkdir()
         for number, file in enumerate(files):
-            file.rename(folder / f"{number:05d}.dcm")
+            file.rename(folder / f"{upload_of(file)}-{number:05d}.dcm")
         found = scan(folder)
         if not any(len(series.slices) > 1 for series in found.series) and self._has_images:
             return [self._image(file, options) for file in sorted(folder.iterdir())]
@@ -126,19 +128,21 @@ class StudyReader:
         return self._volume(file, options)
 
     def _image(self, file: Path, options: ReadOptions) -> Image:
-        if not self._has_images:
-            raise DataError("This model looks at volumes only. Drop a CT: NIfTI, NRRD, or a DICOM series.")
-        image = read_image(file, **options.for_image(), max_bytes=_VALUE_BYTES * self._pixels)
-        if image.shape[0] * image.shape[1] > self._pixels:
-            raise DataError(f"The image has {image.shape[0] * image.shape[1]} pixels; at most {self._pixels} are read.")
+        with naming(file):
+            if not self._has_images:
+                raise DataError("This model looks at volumes only. Drop a CT: NIfTI, NRRD, or a DICOM series.")
+            image = read_image(file, **options.for_image(), max_bytes=_VALUE_BYTES * self._pixels)
+            if (count := image.shape[0] * image.shape[1]) > self._pixels:
+                raise DataError(f"The image has {count} pixels; at most {self._pixels} are read.")
         return image
 
     def _volume(self, path: Path, options: ReadOptions) -> Volume:
-        if not self._has_volumes:
-            raise DataError("This model looks at images only. Drop a PNG, JPEG or TIFF file, or one DICOM image.")
-        volume = read_volume(path, **options.for_volume(), max_bytes=_VALUE_BYTES * self._voxels)
-        if volume.array.size > self._voxels:
-            raise DataError(f"The volume has {volume.array.size} voxels; at most {self._voxels} are read.")
+        with naming(path):
+            if not self._has_volumes:
+                raise DataError("This model looks at images only. Drop a PNG, JPEG or TIFF file, or one DICOM image.")
+            volume = read_volume(path, **options.for_volume(), max_bytes=_VALUE_BYTES * self._voxels)
+            if volume.array.size > self._voxels:
+                raise DataError(f"The volume has {volume.array.size} voxels; at most {self._voxels} are read.")
         return volume
 
     def _check_alike(self, found: Sequence[Image | Volume]) -> None:

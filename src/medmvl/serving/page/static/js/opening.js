@@ -63,6 +63,7 @@ export class Opening {
     const signal = sending.signal;
     this.read = {};
     this.add = add;
+    this.names = files.map((file) => file.name);
     this.dismiss();
     this.working(true);
     try {
@@ -72,7 +73,10 @@ export class Opening {
       let done = 0;
       for (const [number, file] of files.entries()) {
         const tell = (sent) => this.progress((done + sent) / Math.max(total, 1), number + 1, files.length);
-        await upload(file, tell, signal);
+        await upload(file, tell, signal).catch((error) => {
+          error.file = file.name;
+          throw error;
+        });
         done += file.size;
       }
       await this.open();
@@ -131,7 +135,15 @@ export class Opening {
     const buttons = (error.body?.remedies ?? []).map(({ option, value }) =>
       make("button", { class: "remedy", onclick: () => this.again({ [option]: value }) }, remedyWord(option, value)),
     );
-    this.ask(word("could_not_open"), wordOfRefusal(error), buttons, Boolean(error.body?.remedies));
+    this.ask(word("could_not_open"), this.named(error), buttons, Boolean(error.body?.remedies));
+  }
+
+  /** Return a refusal with the name of the file that it is about; where none is named, that of the first one. */
+  named(error) {
+    const text = wordOfRefusal(error);
+    const [first, ...more] = this.names;
+    if (!error.file && this.names.some((name) => text.includes(name))) return text;
+    return `${error.file ?? (more.length ? `${first} (+${more.length})` : first)}: ${text}`;
   }
 
   offerSeries({ series, version }) {
