@@ -390,9 +390,17 @@ def test_what_the_model_sees_is_shown_beside(open_page, ct):
 def test_language_and_theme_switch(open_page, ct):
     tab = open_page()
     load(tab, ct)
+    ask(tab, "Is there a nodule?")
+    for key in ("PageUp", "+", "+"):
+        tab.locator(".view").press(key)
+    tab.wait_for_timeout(300)
+    place, seen, turn = label(tab).split()[-1], picture(tab), tab.text_content(".turn")
     tab.select_option("#language", "zh")
     until(tab, "document.querySelector('#send').textContent === '提问'")
-    assert "轴位" in label(tab)
+    tab.wait_for_timeout(300)
+    assert label(tab) == f"轴位 {place}"
+    assert np.array_equal(picture(tab), seen)  # slice, zoom and window stay
+    assert tab.text_content(".turn") == turn
     theme = tab.get_attribute("html", "data-theme")
     tab.click("#theme")
     assert tab.get_attribute("html", "data-theme") != theme

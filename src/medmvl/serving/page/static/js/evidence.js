@@ -126,6 +126,11 @@ export class EvidencePanel {
     this.markSlice();
   }
 
+  /** Write the controls in the present language. */
+  relabel() {
+    if (this.shown) this.drawBars();
+  }
+
   bars() {
     const { slices, plane } = this.shown;
     const top = Math.max(...slices.map(Math.abs), this.shown.preview ? 1e-9 : this.shown.scale);

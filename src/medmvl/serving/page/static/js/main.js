@@ -95,7 +95,8 @@ function start(facts) {
     remember("language", event.target.value);
     await speak(event.target.value);
     chat.offerTasks();
-    if (stage.study) await stage.refresh();
+    stage.relabel();
+    evidence.relabel();
   });
   byId("end").addEventListener("click", () => {
     leave();

@@ -58,8 +58,8 @@ export class Stage {
     if (!this.study) return;
     const first = await this.addView(this.active, "view", this.captionOfFirst());
     if (this.turn !== turn) return;
-    if (this.beside === "model") await this.addView(this.active, "model", word("seen_by_model"), first);
-    else if (this.beside !== null) await this.addView(this.beside, "view", this.nameOf(this.beside), first);
+    if (this.beside === "model") await this.addView(this.active, "model", this.captionOfSecond(), first);
+    else if (this.beside !== null) await this.addView(this.beside, "view", this.captionOfSecond(), first);
     if (this.turn !== turn) return;
     this.describe();
     this.options.onRefreshed?.();
@@ -144,6 +144,21 @@ export class Stage {
   captionOfFirst() {
     if (this.beside === null) return "";
     return this.beside === "model" ? word("sent") : this.nameOf(this.active);
+  }
+
+  captionOfSecond() {
+    return this.beside === "model" ? word("seen_by_model") : this.nameOf(this.beside);
+  }
+
+  /** Write the words around the views in the present language; the views stay as they are. */
+  relabel() {
+    if (!this.view?.loaded) return; // what is being loaded is described when it is there
+    this.showTools();
+    const captions = byId("stage").querySelectorAll(".caption");
+    if (captions.length) captions[0].textContent = this.captionOfFirst();
+    if (captions.length > 1) captions[1].textContent = this.captionOfSecond();
+    this.describe();
+    for (const view of this.views) view.redraw();
   }
 
   nameOf(number) {
