@@ -37,11 +37,11 @@ from medmvl.serving.page import asking
 from medmvl.serving.page.app import POLICY
 from medmvl.serving.page.asking import Asking
 from medmvl.serving.page.conversation import boxes_in
-from medmvl.serving.page.explaining import coarser
-from medmvl.serving.page.export import words
+from medmvl.serving.page.explaining import coarser, finer
 from medmvl.serving.page.models import PageModel
 from medmvl.serving.page.settings import LANGUAGES, PageSettings, read_passwords
 from medmvl.serving.page.study import save_ras
+from medmvl.serving.page.wording import words
 from medmvl.serving.server.settings import Limits
 
 STATIC = Path(words.__wrapped__.__code__.co_filename).parent / "static"
@@ -710,6 +710,63 @@ def test_explanation_of_an_image_and_its_refusals(served, visitor, media, monkey
     for wrong in ({"sentence": "A heart."}, {"method": "guess"}, {"study": 3}):
         assert "error" in explain(visitor, turn, **wrong)[0]
     assert explain(visitor, "no turn")[0]["code"] == "changed"
+
+
+def exported(visitor: Visitor, form: str, **image) -> httpx.Response:
+    """Export the conversation with one key image."""
+    return visitor.http.post("export", json={"format": form, "images": [image], "version": visitor.version})
+
+
+def colored(key_image: dict) -> int:
+    """Return how many pixels of an exported picture are neither gray nor a yellow box."""
+    picture = np.asarray(PIL.Image.open(io.BytesIO(base64.b64decode(key_image["png_base64"])))).astype(int)
+    return int((np.abs(picture[..., 0] - picture[..., 2]) > 40).sum())
+
+
+def test_export_holds_the_heat_map_with_its_doubts(visitor, ct, monkeypatch):
+    monkeypatch.setattr("medmvl.inference.evidence.result.LEAST_SCALE", 1e-9)  # a random model's map would be faint
+    visitor.send([ct])
+    visitor.send([ct], add=True)
+    turn = visitor.post("chances", text="Is there a nodule?", options=["Yes", "No"], version=visitor.version).json()[
+        "turn"
+    ]
+    found = [event["map"] for event in explain(visitor, turn["id"], study=1) if "map" in event][-1]
+    slice_number = int(found["peak"][2] * 12)
+    place = {"study": 1, "plane": "axial", "index": slice_number, "window": [-1350, 150]}
+    plain, heated = (
+        exported(visitor, "json", **place, **more).json()["key_images"][0] for more in ({}, {"evidence": found["id"]})
+    )
+    assert (colored(plain), colored(heated) > 500) == (0, True)
+    assert heated["heat_map"] == {key: found[key] for key in heated["heat_map"]}
+    assert "heat_map" not in plain
+    text = exported(visitor, "markdown", **place, evidence=found["id"]).text
+    said = ["heat_of", "evidence_occlusion", "evidence_numbers", *(f"evidence_{doubt}" for doubt in found["doubts"])]
+    assert [key for key in said if words("en")[key].split(":")[0].split(".")[0] not in text] == []
+    assert exported(visitor, "pdf", **place, evidence=found["id"]).content.startswith(b"%PDF")
+    assert exported(visitor, "json", **{**place, "study": 0}, evidence=found["id"]).status_code == 400
+    assert words("en")["heat_gone"] in exported(visitor, "markdown", **place, evidence="0" * 16).text
+
+
+def test_export_of_an_image_labels_a_preview(visitor, media, monkeypatch):
+    visitor.send([media / "a.png"])
+    monkeypatch.setattr("medmvl.serving.page.models.PageModel.final", lambda *_: "A nodule.")
+    turn = visitor.ask("What is seen?")[-1]["turn"]["id"]
+    found = explain(visitor, turn, method="attention-preview")[-1]["map"]
+    heated = exported(visitor, "json", study=0, evidence=found["id"]).json()["key_images"][0]
+    assert heated["heat_map"]["preview"]
+    plain = exported(visitor, "json", study=0).json()["key_images"][0]
+    assert colored(heated) > colored(plain)
+    assert "NO evidence" in exported(visitor, "markdown", study=0, evidence=found["id"]).text
+
+
+@pytest.mark.parametrize("shape", [(200, 97, 10), (96, 96, 3), (5, 192, 193)])
+def test_finer_gives_every_voxel_the_value_of_its_block(shape):
+    values = np.random.default_rng(0).random(shape).astype(np.float32)
+    blocks, _ = coarser(values, np.eye(4))
+    back = finer(blocks, shape)
+    assert back.shape == shape
+    again, _ = coarser(back, np.eye(4))
+    assert np.allclose(again, blocks, atol=1e-6)
 
 
 def test_coarse_maps_stay_in_their_place():

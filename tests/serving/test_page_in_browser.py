@@ -124,6 +124,12 @@ def ask(tab, text: str) -> str:
     return tab.locator(".turn").nth(count).locator(".answer").first.text_content()
 
 
+def exported(tab) -> dict:
+    with tab.expect_download() as saved:
+        tab.click("#export-json")
+    return json.loads(Path(saved.value.path()).read_text())
+
+
 def test_radiograph_has_side_letters(open_page, tmp_path):
     radiograph = write_dicom_radiograph(tmp_path / "chest.dcm", draw_patient(0, 0, radiograph_size=64))
     tab = open_page()
@@ -246,6 +252,15 @@ def test_heat_map_lies_over_the_picture(open_page, served, ct, monkeypatch):
     tab.mouse.click(bars["x"] + bars["width"] * 2.5 / PHANTOM_SIZE[0], bars["y"] + 20)
     tab.wait_for_timeout(300)
     assert label(tab) == f"Axial 3/{PHANTOM_SIZE[0]}"
+    tab.select_option("#language", "zh")
+    until(tab, "document.querySelector('#heat button').textContent === '隐藏'")
+    assert label(tab) == f"轴位 3/{PHANTOM_SIZE[0]}"
+    assert [("heat_map" in one, one["slice"]) for one in exported(tab)["key_images"]] == [(True, 3)]
+    tab.locator("#heat input").fill("0")  # a map that cannot be seen is not taken away
+    assert ["heat_map" in one for one in exported(tab)["key_images"]] == [False]
+    tab.click("#mark")
+    tab.locator("#heat input").fill("0.5")
+    assert ["heat_map" in one for one in exported(tab)["key_images"]] == [False, True]
     tab.click("#beside-model")
     until(tab, "document.querySelectorAll('text[data-plane=axial]').length === 2")
     tab.click("#clear")
@@ -312,12 +327,10 @@ def test_conversation_about_a_zip_of_dicom_files(open_page, served, tmp_path):
     tab.fill("#options", "Yes | No")
     tab.press("#question", "Enter")
     tab.locator(".chances").wait_for()
-    with tab.expect_download() as saved:
-        tab.click("#export-json")
-    exported = json.loads(Path(saved.value.path()).read_text())
-    assert exported["turns"][0]["text"] == "Is there a nodule?"
-    assert len(exported["turns"]) == 3
-    assert exported["key_images"][0]["plane"] == "axial"
+    found = exported(tab)
+    assert found["turns"][0]["text"] == "Is there a nodule?"
+    assert len(found["turns"]) == 3
+    assert found["key_images"][0]["plane"] == "axial"
     with tab.expect_download() as saved:
         tab.click("#export-pdf")
     assert Path(saved.value.path()).read_bytes().startswith(b"%PDF")

@@ -3,7 +3,7 @@
 from medmvl.inference.evidence.explain import Cancel, Explained, Explainer, ExplainRequest, Watch
 from medmvl.inference.evidence.places import opened
 from medmvl.inference.evidence.result import METHODS, Evidence, ExplainOptions, Target
-from medmvl.inference.evidence.writing import heat_nifti, overlay, save_evidence
+from medmvl.inference.evidence.writing import heat_nifti, lay_over, overlay, save_evidence
 
 __all__ = [
     "METHODS",
@@ -16,6 +16,7 @@ __all__ = [
     "Target",
     "Watch",
     "heat_nifti",
+    "lay_over",
     "opened",
     "overlay",
     "save_evidence",

@@ -74,7 +74,7 @@ def overlay(evidence: Evidence) -> PILImage.Image:
     if isinstance(evidence.picture, Volume):
         drawn = _slices(evidence, evidence.picture)
     else:
-        blended = PILImage.fromarray(_blend(np.asarray(evidence.picture), evidence.share))
+        blended = PILImage.fromarray(lay_over(np.asarray(evidence.picture), evidence.share))
         scale = max(1, round(2 * _SIDE / max(blended.size)))
         drawn = blended.resize((blended.width * scale, blended.height * scale))
     if evidence.is_preview:
@@ -82,15 +82,23 @@ def overlay(evidence: Evidence) -> PILImage.Image:
     drawn = with_text(drawn, evidence.warnings, color=_HOT)
     unit = "share of the attention" if evidence.is_preview else "nats: drop of the log-probability"
     ends = ("0", f"{evidence.scale:.2g} {unit}")
-    ramp = _blend(np.full((1, 100), 90, dtype=np.uint8), np.linspace(0, 1, 100, dtype=np.float32)[None])
+    ramp = lay_over(np.full((1, 100), 90, dtype=np.uint8), np.linspace(0, 1, 100, dtype=np.float32)[None])
     drawn = scale_bar(drawn, PILImage.fromarray(ramp), ends)
     words = {"Question": evidence.question, "Sentence": evidence.sentence}
     texts = [f"{name}: {readable(text)}" for name, text in words.items()]
     return with_text(drawn, [*texts, evidence.numbers], color=(255, 255, 255))
 
 
-def _blend(picture: NDArray[np.uint8], share: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Return (H, W, 3) uint8: the picture (H, W) or (H, W, 3) with the heat's color over it."""
+def lay_over(picture: NDArray[np.uint8], share: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Return a picture with a heat map over it.
+
+    Args:
+        picture: (H, W) or (H, W, 3) uint8.
+        share: (H, W) heat from 0 to 1.
+
+    Returns:
+        (H, W, 3) uint8.
+    """
     base = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, axis=2)
     color = np.array(_COOL) + share[..., None] * (np.array(_HOT) - np.array(_COOL))
     opacity = _OPACITY * share[..., None]
@@ -108,7 +116,7 @@ def _slices(evidence: Evidence, volume: Volume) -> PILImage.Image:
         share = draw_plane(heat, plane, index, Window(evidence.scale / 2, evidence.scale), _SIDE).pixels.astype(
             np.float32
         )
-        panel = PILImage.fromarray(_blend(gray.pixels, share / np.float32(255)))
+        panel = PILImage.fromarray(lay_over(gray.pixels, share / np.float32(255)))
         pen, middle = ImageDraw.Draw(panel), (panel.width // 2, panel.height // 2)
         right, bottom = panel.width - 4, panel.height - 4
         label(pen, (4, middle[1]), gray.left, "lm")

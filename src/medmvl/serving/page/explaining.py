@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from medmvl.inference.evidence import METHODS, Evidence
 from medmvl.serving.page.asking import Asking, find_turn
 from medmvl.serving.page.conversation import Turn, conversation
 from medmvl.serving.page.errors import PageError
-from medmvl.serving.page.sessions import OpenStudy, Session
+from medmvl.serving.page.sessions import HeatMap, OpenStudy, Session
 from medmvl.serving.page.study import VIEW_IMAGE, VIEW_VOLUME, save_ras
 
 #: Longest side of a heat map that is sent: it is no finer than the model's patches.
@@ -80,9 +80,9 @@ async def explain(asking: Asking, session: Session, request: dict[str, Any]) -> 
                 if session.version != version:
                     path.unlink(missing_ok=True)
                 session.check(version)
-                session.evidence[facts["id"]] = path
+                session.evidence[facts["id"]] = HeatMap(path, study, facts)
                 if len(session.evidence) > _MOST_MAPS:
-                    session.evidence.pop(next(iter(session.evidence))).unlink(missing_ok=True)
+                    session.evidence.pop(next(iter(session.evidence))).path.unlink(missing_ok=True)
                 event = {"map": {**facts, "final": event["final"]}}
             yield event
         await task  # raises what went wrong
@@ -178,6 +178,12 @@ def coarser(
     return blocks, affine @ inner
 
 
+def finer(values: NDArray[Any], shape: Sequence[int]) -> NDArray[Any]:
+    """Return the inverse of `coarser`: (x, y, z) values of `shape`, each that of its block."""
+    steps = [-(-length // _LONGEST_MAP) for length in shape]
+    return values[np.ix_(*(np.arange(length) // step for length, step in zip(shape, steps, strict=True)))]
+
+
 def evidence_file(session: Session, name: str) -> Path:
     """Return the file of a map.
 
@@ -186,4 +192,4 @@ def evidence_file(session: Session, name: str) -> Path:
     """
     if name not in session.evidence:
         raise PageError(404, "There is no such map any more.", "changed")
-    return session.evidence[name]
+    return session.evidence[name].path

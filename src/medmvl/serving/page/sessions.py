@@ -35,6 +35,21 @@ class OpenStudy:
         return str(self.facts["kind"])
 
 
+@dataclass(frozen=True, eq=False)
+class HeatMap:
+    """Evidence for a sentence of an answer, as the page shows it.
+
+    Attributes:
+        path: the map from 0 to 1, see `medmvl.serving.page.explaining`.
+        study: the study that it lies over.
+        facts: its sentence, numbers and doubts.
+    """
+
+    path: Path
+    study: OpenStudy
+    facts: dict[str, Any]
+
+
 @dataclass(eq=False)
 class Session:
     """What one visitor has open. Every change of the studies raises `version`, to which questions and answers are tied.
@@ -45,7 +60,7 @@ class Session:
         uploads: shown name and place of each file that was sent for the next study.
         studies: in the order in which the model sees them.
         turns: the conversation about them.
-        evidence: evidence id -> file of its overlay.
+        evidence: evidence id -> its map.
         seen, used: `time.monotonic()` of the last request, and of the last one by the visitor's hand.
     """
 
@@ -55,7 +70,7 @@ class Session:
     uploaded: int = 0
     studies: list[OpenStudy] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
-    evidence: dict[str, Path] = field(default_factory=dict)
+    evidence: dict[str, HeatMap] = field(default_factory=dict)
     seen: float = field(default_factory=time.monotonic)
     used: float = field(default_factory=time.monotonic)
     closed: bool = False
@@ -73,14 +88,14 @@ class Session:
     def forget_conversation(self) -> None:
         """Forget the conversation; the studies stay."""
         self.version += 1
-        for path in self.evidence.values():
-            path.unlink(missing_ok=True)
+        for heat in self.evidence.values():
+            heat.path.unlink(missing_ok=True)
         self.turns, self.evidence = [], {}
 
     def remove_unused(self) -> None:
         """Remove the files that no open study, upload or map needs, so that opening again and again takes no more room."""
         needed = {study.folder for study in self.studies} | {path for _, path in self.uploads}
-        needed |= set(self.evidence.values())
+        needed |= {heat.path for heat in self.evidence.values()}
         holders = {path.parent for path in needed} - {self.folder}
         for folder in (*holders, self.folder):
             for entry in folder.glob("*"):

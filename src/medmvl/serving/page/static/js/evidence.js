@@ -81,7 +81,7 @@ export class EvidencePanel {
   reapply() {
     if (!this.shown) return;
     if (this.options.stage.active !== this.study) this.reset();
-    else this.options.stage.setOverlay(this.blob);
+    else this.options.stage.setOverlay(this.blob, this.shown.id);
   }
 
   async showMap(map, running) {
@@ -89,7 +89,7 @@ export class EvidencePanel {
     if (this.running !== running) return; // another explanation was asked for
     const first = !this.shown;
     [this.shown, this.blob] = [map, blob];
-    await this.options.stage.setOverlay(blob);
+    await this.options.stage.setOverlay(blob, map.id);
     const { view } = this.options.stage;
     if (view?.volume && map.top > 0 && (first || map.final)) view.setCross(map.peak);
     this.drawBars();

@@ -44,9 +44,17 @@ export class Keep {
     }
   }
 
-  /** Save the conversation as a file; without marked pictures, with the one that is shown. */
+  /** The marked pictures; and the shown one, if none is marked or it has a heat map that no marked one has. */
+  pictures() {
+    const shown = this.options.stage.keyImages();
+    if (!this.images.length) return shown;
+    const unseen = shown.filter((one) => one.evidence && !this.images.some((other) => other.evidence === one.evidence));
+    return [...this.images, ...unseen].slice(0, MOST_IMAGES);
+  }
+
+  /** Save the conversation as a file. */
   async export(format) {
-    const images = this.images.length ? this.images : this.options.stage.keyImages();
+    const images = this.pictures();
     const request = { format, images, language: currentLanguage(), version: this.options.version() };
     try {
       const blob = await postForBlob("export", request);

@@ -244,17 +244,20 @@ export class Stage {
     this.setTool("cross");
   }
 
-  /** Lay a heat map over the first view; null removes it. */
-  async setOverlay(blob) {
+  /** Lay a heat map over the first view, by its bytes and the id that an export names it by; null removes it. */
+  async setOverlay(blob, id = null) {
+    this.heat = blob ? id : null;
     if (!this.view) return;
     if (!blob) return this.view.setOverlay(null);
     if (this.study.kind === "volume") return this.view.setOverlay(await blob.arrayBuffer());
     return this.view.setOverlay(await mapOf(blob));
   }
 
-  /** The picture that is shown, for an export. */
+  /** The picture that is shown, with its heat map, for an export. */
   keyImages() {
-    return this.view ? this.view.keyImages().map((one) => ({ ...one, study: this.active })) : [];
+    if (!this.view?.loaded) return [];
+    const heat = this.heat && this.view.opacity > 0 ? { evidence: this.heat } : {};
+    return this.view.keyImages().map((one) => ({ ...one, ...heat, study: this.active }));
   }
 }
 

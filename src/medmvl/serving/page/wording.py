@@ -1,0 +1,34 @@
+"""Words of the page in the visitor's language, for what the server writes."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from functools import cache
+from importlib import resources
+
+from medmvl.serving.page.settings import LANGUAGES
+
+
+@cache
+def words(language: str) -> dict[str, str]:
+    """Return the words of the page in a language, English if it is not known."""
+    name = language if language in LANGUAGES else LANGUAGES[0]
+    text = (resources.files("medmvl.serving.page") / "static" / "words" / f"{name}.json").read_text(encoding="utf-8")
+    found: dict[str, str] = json.loads(text)
+    return found
+
+
+def percent(share: float) -> str:
+    """Return a probability as text; rounding must not make it impossible or certain."""
+    if share < 0.001:
+        return "< 0.1 %"
+    return "> 99.9 %" if share > 0.999 else f"{100 * share:.1f} %"
+
+
+def withheld(confidence: float, threshold: float, known: Mapping[str, str]) -> str:
+    """Return what is written in place of an answer below the threshold."""
+    shown = "< 0.1 %" if confidence < 0.001 else f"{math.floor(1000 * confidence) / 10:.1f} %"
+    limit = f"{100 * threshold:.4g} %" if threshold <= 1 else "> 100 %"
+    return known["withheld"].format(confidence=shown, threshold=limit)
