@@ -301,6 +301,28 @@ def test_wheel_window_and_crosshair(open_page, marked):
     tab.wait_for_timeout(200)
 
 
+def test_image_keeps_its_place_under_the_pointer(open_page, media):
+    tab = open_page()
+    load(tab, media / "a.png")
+    x, y = center(tab.locator(".view"))
+    y += 7  # not on the edge between two of the 40 rows
+    tab.mouse.move(x, y)
+    place = tab.text_content("#hover").split("   ")[1]
+    tab.mouse.wheel(0, -100)
+    tab.mouse.move(x, y)
+    tab.mouse.wheel(0, -100)
+    tab.mouse.move(x + 1, y)
+    assert tab.text_content("#hover").split("   ")[1] == place
+    tab.mouse.down()
+    tab.mouse.move(x + 61, y - 40, steps=4)
+    tab.mouse.up()
+    tab.mouse.move(x + 60, y - 40)
+    assert tab.text_content("#hover").split("   ")[1] == place
+    tab.keyboard.press("0")
+    tab.mouse.move(x, y)
+    assert tab.text_content("#hover").split("   ")[1] == place
+
+
 def center(locator) -> tuple[float, float]:
     box = locator.bounding_box()
     return box["x"] + box["width"] / 3, box["y"] + box["height"] / 2
