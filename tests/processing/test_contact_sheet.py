@@ -14,6 +14,7 @@ from imaging.dicom_writing import random_hu, write_series
 from medmvl.cli.main import app
 from medmvl.imaging import Volume, Window
 from medmvl.imaging.preprocessing.rendering import PLANES, draw_plane, histogram
+from medmvl.processing.contact_sheet import write_contact_sheet
 
 
 def marked(code: str) -> Volume:
@@ -90,3 +91,18 @@ def test_page_shows_records_media_and_faults(tmp_path: Path) -> None:
     assert 'src="http' not in page
     assert "Secret" not in page
     assert CliRunner().invoke(app, [*command, "--records", "2"]).exit_code == 0
+
+
+def test_long_conversation_does_not_hide_the_picture(tmp_path):
+    PIL.Image.new("L", (20, 10), 90).save(tmp_path / "p.png")
+    turns = [{"from": who, "value": f"turn {n} of {who}"} for n in range(7) for who in ("human", "gpt")]
+    turns[0]["value"] = "<image>\n" + turns[0]["value"]
+    record = {"id": "long", "conversations": turns, "image": "p.png"}
+    (tmp_path / "d.jsonl").write_text(json.dumps(record) + "\n")
+    write_contact_sheet(tmp_path / "d.jsonl", tmp_path / "sheet.html")
+    page = (tmp_path / "sheet.html").read_text()
+    assert page.index("<img") < page.index("turn 0 of human")
+    shown, folded = page.split("<details><summary>6 more turns</summary>")
+    assert "turn 3 of gpt" in shown
+    assert "turn 4 of human" in folded
+    assert page.count("turn 6 of gpt") == 1

@@ -27,6 +27,8 @@ from medmvl.imaging.preprocessing.rendering import Plane, PlanePicture, display_
 _POSITIONS = {"axial": (0.15, 0.32, 0.5, 0.68, 0.85), "coronal": (0.35, 0.5, 0.65), "sagittal": (0.3, 0.5, 0.7)}
 _SEEN_SLICES = 8
 _HISTOGRAM = (360, 90)
+#: Turns of a conversation that are shown at once, beside a picture and above slices; the others unfold.
+_TURNS_BESIDE, _TURNS_ABOVE = 8, 2
 
 
 @dataclass
@@ -44,11 +46,26 @@ class Card:
 
 @dataclass
 class Entry:
-    """A record with its cards."""
+    """A record with its cards.
+
+    Attributes:
+        beside: whether the conversation has room beside the cards: pictures, no slices.
+    """
 
     id: str
     turns: list[tuple[str, str]]
     cards: list[Card]
+    beside: bool = False
+
+    @property
+    def shown(self) -> list[tuple[str, str]]:
+        """The turns that are shown at once."""
+        return self.turns[: _TURNS_BESIDE if self.beside else _TURNS_ABOVE]
+
+    @property
+    def folded(self) -> list[tuple[str, str]]:
+        """The turns that unfold."""
+        return self.turns[len(self.shown) :]
 
 
 def write_contact_sheet(
@@ -95,7 +112,7 @@ def _entry(dataset: SampleDataset, index: int, geometry: Geometry | None) -> Ent
         return Entry(f"record {index}", [], [Card("record", fault=str(error))])
     cards = [_guarded(path, "image", _image_card) for path in sample.images]
     cards += [_guarded(path, "volume", lambda p: _volume_card(p, geometry)) for path in sample.volumes]
-    return Entry(sample.id, _turns(sample), cards)
+    return Entry(sample.id, _turns(sample), cards, bool(sample.images) and not sample.volumes)
 
 
 def _turns(sample: Sample) -> list[tuple[str, str]]:
