@@ -167,6 +167,7 @@ _DISPLAY = _Display()
 def _new_progress() -> Progress:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.table import Column
     from rich.text import Text
 
     class Facts(ProgressColumn):
@@ -177,7 +178,7 @@ def _new_progress() -> Progress:
         def render(self, task: Task) -> Text:
             return Text(describe(task.fields["bar"]))
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), Facts())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), Facts(table_column=Column(no_wrap=True)))
     return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
