@@ -1,4 +1,4 @@
-"""Types docs/first-model.md as it stands, on a quickstart in small."""
+"""Types docs/first-model.md, on a quickstart in small, and the README's section on own data as they stand."""
 
 from __future__ import annotations
 
@@ -10,29 +10,53 @@ from pathlib import Path
 
 import pytest
 
+from medmvl.data.formats import read_samples
 from medmvl.experiments.quickstart import quickstart
 from medmvl.files import read_json
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "first-model.md").read_text(encoding="utf-8")
+OWN_DATA = (ROOT / "README.md").read_text(encoding="utf-8").split("## Your own data")[1].split("\n## ")[0]
 
 
-def blocks(kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", GUIDE, re.DOTALL)
+def blocks(kind: str, text: str = GUIDE) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", text, re.DOTALL)
 
 
-@pytest.mark.slow  # trains twice and starts a command ten times: two minutes
-def test_the_guide_leads_from_an_export_to_a_model(tmp_path):
-    quickstart(tmp_path / "runs/quickstart", 0, scale=0.04)
+@pytest.fixture
+def type_in(tmp_path):
+    """Run a command in a folder that has the recipes, as a clone has; it must succeed."""
     (tmp_path / "recipes").symlink_to(ROOT / "recipes")
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {**os.environ, "PATH": path, "MEDMVL_PSEUDONYM_KEY": str(tmp_path / "key")}
 
-    def type_in(*words: str) -> str:
+    def run_one(*words: str) -> str:
         run = subprocess.run(words, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert run.returncode == 0, f"{words}\n{run.stdout}\n{run.stderr}"
         return run.stdout
 
+    return run_one
+
+
+def test_record_of_the_readme_is_one_line_of_json_lines(tmp_path):
+    (block,) = blocks("json", OWN_DATA)
+    (tmp_path / "data.jsonl").write_text(block)
+    (sample,) = read_samples(tmp_path / "data.jsonl")
+    assert sample.volumes == ("ct/case-1.nii.gz",)
+
+
+@pytest.mark.slow  # trains the tiny recipe and starts a command five times: half a minute
+def test_own_data_section_of_the_readme_can_be_typed(tmp_path, type_in):
+    (block,) = blocks("bash", OWN_DATA)
+    for command in block.splitlines():
+        said = type_in("bash", "-c", command)
+    assert said.startswith("own: ")
+    assert (tmp_path / "results/report.html").is_file()
+
+
+@pytest.mark.slow  # trains twice and starts a command ten times: two minutes
+def test_the_guide_leads_from_an_export_to_a_model(tmp_path, type_in):
+    quickstart(tmp_path / "runs/quickstart", 0, scale=0.04)
     commands = [line for block in blocks("bash") for line in block.splitlines()]
     assert len(commands) > 9
     for command in commands:
