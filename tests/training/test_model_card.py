@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import subprocess
 
 import pytest
 import yaml
@@ -51,6 +52,49 @@ def test_a_finished_stage_has_a_card_of_what_is_known(checkpoint, data_folder):
     assert "**Intended use**: Not stated by the developer." in card.text
     assert "Not evaluated" in card.text
     assert "Synthetic phantoms" not in card.text
+
+
+@pytest.fixture
+def card_of(checkpoint):
+    """Return the card of a checkpoint whose recipe starts from a base."""
+
+    def write(base: object) -> ModelCard:
+        file = checkpoint / "recipe.yaml"
+        file.write_text(yaml.safe_dump({**yaml.safe_load(file.read_text()), "model": {"from": str(base)}}))
+        assert call("card", checkpoint).exit_code == 0
+        return ModelCard((checkpoint / "README.md").read_text())
+
+    return write
+
+
+def test_base_is_named_with_the_hash_of_its_weights(card_of, tmp_path):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert f"| Started from | {base} (SHA-256 of the weights {digest}) |" in card_of(base).text
+    (base / "second.safetensors").write_bytes(b"more")
+    listed = subprocess.run(["sha256sum", "model.safetensors", "second.safetensors"], cwd=base, capture_output=True)
+    assert f"weights {hashlib.sha256(listed.stdout).hexdigest()})" in card_of(base).text
+
+
+def test_folder_is_no_base_model_of_the_hub(card_of, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "base").mkdir(parents=True)
+    assert card_of("runs/base").data.base_model is None
+    card = card_of("somebody/model")
+    assert card.data.base_model == ["somebody/model"]
+    assert "| Started from | somebody/model |" in card.text
+
+
+def test_hub_name_is_given_with_its_revision(card_of, tmp_path, monkeypatch):
+    snapshot = tmp_path / "hub" / "models--somebody--model" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot / "config.json").write_text("{}")
+    (snapshot.parents[1] / "refs").mkdir()
+    (snapshot.parents[1] / "refs" / "main").write_text("a" * 40)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert f"| Started from | somebody/model (revision {'a' * 40}) |" in card_of("somebody/model").text
 
 
 def test_results_and_statements_are_added(checkpoint, tmp_path):

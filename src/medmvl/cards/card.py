@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from medmvl.cards.facts import ModelFacts, collect_facts
+from medmvl.cards.facts import Base, ModelFacts, collect_facts
 from medmvl.cards.statements import Statements
 from medmvl.errors import OutputError
 from medmvl.files import PathLike, existing_folder, write_text
@@ -99,7 +99,7 @@ def _metadata(name: str, facts: ModelFacts, stated: Statements, results: Mapping
         if entry.get("headline") in entry["model"]
     ]
     options: dict[str, Any] = {"eval_results": measured, "model_name": name} if measured else {}
-    hub_names = [base for base in facts.base if base.count("/") == 1 and not base.startswith((".", "/", "~"))]
+    hub_names = [base.name for base in facts.base if _is_hub_name(base)]
     return ModelCardData(
         license=stated.license,
         language=list(stated.language) or None,
@@ -109,6 +109,10 @@ def _metadata(name: str, facts: ModelFacts, stated: Statements, results: Mapping
         tags=["medmvl", "medical", *(["synthetic-data"] if facts.synthetic else [])],
         **options,
     )
+
+
+def _is_hub_name(base: Base) -> bool:
+    return not base.local and base.name.count("/") == 1 and not base.name.startswith((".", "/", "~"))
 
 
 def _cell(value: object) -> str:

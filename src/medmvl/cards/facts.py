@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
 
 from medmvl.errors import CheckpointError
 from medmvl.files import load_yaml, read_json, sha256
@@ -17,6 +21,8 @@ from medmvl.pretrained import translate_load_errors
 
 #: Larger files of records are not hashed for a card.
 MAX_HASHED_BYTES = 4_000_000_000
+#: The same for all weights of a base together; they are read once in a run.
+MAX_HASHED_WEIGHTS = 20_000_000_000
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,24 @@ class DataFacts:
 
 
 @dataclass(frozen=True)
+class Base:
+    """What a model started from.
+
+    Attributes:
+        name: folder or hub name, or the layout it was converted from.
+        version: SHA-256 of the weights of a folder, or the revision of a hub name, in words; "" if neither is known.
+        local: whether it is a folder here.
+    """
+
+    name: str
+    version: str = ""
+    local: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.version})" if self.version else self.name
+
+
+@dataclass(frozen=True)
 class ModelFacts:
     """Facts of a checkpoint folder.
 
@@ -51,7 +75,7 @@ class ModelFacts:
         parts: (what, description) of the LLM and each tower.
         inputs: (what, description) of preprocessing.
         parameters: number of values of all weights.
-        base: names or folders of the parts or checkpoints that it started from.
+        base: the parts or checkpoints that it started from.
         stages: (name, what trains and how long) of each stage up to this one.
         data: the training data.
         software: package -> version; empty if not known.
@@ -62,7 +86,7 @@ class ModelFacts:
     parts: tuple[tuple[str, str], ...]
     inputs: tuple[tuple[str, str], ...]
     parameters: int
-    base: tuple[str, ...]
+    base: tuple[Base, ...]
     stages: tuple[tuple[str, str], ...]
     data: tuple[DataFacts, ...]
     software: dict[str, str]
@@ -145,14 +169,45 @@ def _inputs(folder: Path) -> list[tuple[str, str]]:
     return rows
 
 
-def _base(folder: Path, recipe: dict[str, Any]) -> list[str]:
+def _base(folder: Path, recipe: dict[str, Any]) -> list[Base]:
     found = []
     if (folder / "conversion.json").is_file():
-        found.append(str(read_json(folder / "conversion.json").get("source")))
+        found.append(Base(str(read_json(folder / "conversion.json").get("source"))))
     model = recipe.get("model") or {}
     sources = [model.get("from"), (model.get("llm") or {}).get("init_from")]
     sources += [((model.get(tower) or {}).get("encoder") or {}).get("init_from") for tower in ("image", "volume")]
-    return [*found, *(str(source) for source in sources if source)]
+    return [*found, *(_base_of(str(source)) for source in dict.fromkeys(sources) if source)]
+
+
+def _base_of(source: str) -> Base:
+    """Return a base with its version: of a folder as it is now, of a hub name as it is in the cache of this machine."""
+    if Path(source).is_dir():
+        digest = weights_digest(Path(source))
+        return Base(source, f"SHA-256 of the weights {digest}" if digest else "", local=True)
+    try:
+        cached = try_to_load_from_cache(source, "config.json")
+    except ValueError:  # no hub name either, such as an absolute path on another machine
+        cached = None
+    return Base(source, f"revision {Path(cached).parent.name}" if isinstance(cached, str) else "")
+
+
+def weights_digest(folder: Path) -> str:
+    """Return the SHA-256 of a folder's weights; "" if there are none, or more than `MAX_HASHED_WEIGHTS`.
+
+    Of several files it is the SHA-256 of the lines that `sha256sum` prints of them, sorted by name.
+    """
+    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
+    if not files or sum(file.stat().st_size for file in files) > MAX_HASHED_WEIGHTS:
+        return ""
+    digests = [_digest(file.resolve(), file.stat().st_mtime_ns) for file in files]
+    lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
+    return digests[0] if len(files) == 1 else hashlib.sha256(lines.encode()).hexdigest()
+
+
+@lru_cache(maxsize=1000)
+def _digest(file: Path, changed: int) -> str:
+    """Return the SHA-256 of a file that was last changed at a time; each stage of a run has the same base."""
+    return sha256(file)
 
 
 def _stages_until(recipe: dict[str, Any], last: str | None) -> list[dict[str, Any]]:
