@@ -55,6 +55,7 @@ def serve(
     """Serve a model to OpenAI's clients: questions about images and volumes over HTTP."""
     from medmvl.errors import RecipeError
     from medmvl.files import existing, existing_file
+    from medmvl.serving.model_names import model_names
     from medmvl.serving.server.run import run_server
     from medmvl.serving.server.settings import ServerSettings, limits_from, read_keys
 
@@ -68,7 +69,7 @@ def serve(
     if tls_cert is not None and tls_key is not None:
         tls = existing_file(tls_cert, "certificate"), existing_file(tls_key, "key")
     settings = ServerSettings(
-        name=name or model.absolute().name,
+        name=name or model_names([model])[0],
         host=host,
         port=port,
         keys=read_keys(api_key_file) if api_key_file else {},

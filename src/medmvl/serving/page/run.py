@@ -17,6 +17,7 @@ from medmvl.errors import RecipeError, require
 from medmvl.files import check_output
 from medmvl.inference import Predictor
 from medmvl.processing.stored_prompts import StoredPrompts, read_prompts
+from medmvl.serving.model_names import model_names
 from medmvl.serving.page.app import Page
 from medmvl.serving.page.asking import Asking
 from medmvl.serving.page.models import PageModel
@@ -96,7 +97,8 @@ def run_page(
         settings = replace(settings, passwords=(made_up,))
     get_temp_dir()  # the sockets of multiprocessing, whose paths must be short
     with temporary_home(_PREFIX), contextlib.ExitStack() as closing:
-        models = [_load(path, loading) for path in (folder, compare) if path is not None]
+        folders = [path for path in (folder, compare) if path is not None]
+        models = [_load(name, path, loading) for name, path in zip(model_names(folders), folders, strict=True)]
         for model in models:
             closing.callback(model.scheduler.close)
         readers = ReaderPool(
@@ -109,9 +111,9 @@ def run_page(
         _server(uvicorn, page, host, port, allowed_hosts, lambda address: on_ready and on_ready(address, made_up)).run()
 
 
-def _load(folder: Path, loading: dict[str, Any]) -> PageModel:
+def _load(name: str, folder: Path, loading: dict[str, Any]) -> PageModel:
     predictor = Predictor.from_pretrained(folder, **loading)
-    return page_model(folder.resolve().name, predictor, Scheduler(predictor.decoder(), Limits().batch), folder)
+    return page_model(name, predictor, Scheduler(predictor.decoder(), Limits().batch), folder)
 
 
 def page_model(name: str, predictor: Predictor, scheduler: Scheduler, folder: Path | None) -> PageModel:
