@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from medmvl.errors import MissingExtraError, RecipeError
+from medmvl.training.acceleration import muon
 from medmvl.training.acceleration.muon import MuonWithAdamW, hidden_matrices
 from medmvl.training.engine.state import STATE_MARK
 from medmvl.training.recipe_io import load_recipe
@@ -53,6 +54,20 @@ def test_each_kind_moves_as_torchs_own_optimizer_moves_it(network):
         other.zero_grad()
         other(torch.arange(7)).square().mean().backward()
         for optimizer in pair:
+            optimizer.step()
+    assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
+
+
+def test_stacks_of_any_size_move_alike(monkeypatch):
+    torch.manual_seed(0)
+    network = nn.Sequential(*(nn.Linear(8, 8) for _ in range(5)), nn.Linear(8, 16), nn.Linear(16, 8))
+    other = copy.deepcopy(network)
+    for one, numbers in ((network, 2**22), (other, 130)):  # all five together; two at a time
+        monkeypatch.setattr(muon, "_STACK_NUMBERS", numbers)
+        optimizer = optimizer_of(one)
+        for _ in range(3):
+            optimizer.zero_grad()
+            one(torch.eye(8)).square().mean().backward()
             optimizer.step()
     assert all(torch.equal(a, b) for a, b in zip(network.parameters(), other.parameters(), strict=True))
 

@@ -33,6 +33,7 @@ from medmvl.cli.serve import serve
 from medmvl.cli.study import study
 from medmvl.cli.train import train
 from medmvl.data.read_spelling import spell_flags, spell_recipe
+from medmvl.openmp import wait_as_fits
 
 
 def _group(text: str, *, completion: bool = False) -> typer.Typer:
@@ -122,6 +123,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     print_any_text()
+    wait_as_fits()
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # progress bars of libraries do not belong in a log
     with one_line_failures(debug, _SPELLINGS.get(arguments[0] if arguments else "", spell_flags)):

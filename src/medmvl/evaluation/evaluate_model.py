@@ -194,25 +194,71 @@ def evaluate_model(
         DataError: if no records of the benchmark are found, or a record is not valid.
         EvaluationError: for an unknown benchmark or control.
     """
+    answer_benchmark(
+        model,
+        benchmark,
+        data_root,
+        out,
+        controls,
+        roots=roots,
+        generation=generation,
+        batch_size=batch_size,
+        on_row=on_row,
+    )
+    return score_benchmark(benchmark, data_root, out, roots=roots, options=options)
+
+
+def answer_benchmark(
+    model: PathLike | Predictor | Retriever | Endpoint,
+    benchmark: str,
+    data_root: PathLike,
+    out: Path,
+    controls: Sequence[str] = (),
+    *,
+    roots: MediaRoots | None = None,
+    generation: GenerationOptions | None = None,
+    batch_size: int = 8,
+    on_row: OnRow | None = None,
+) -> None:
+    """Write the predictions that `evaluate_model` scores; the arguments and errors are its own.
+
+    Processes may answer different benchmarks of one evaluation folder at the same time.
+    """
     task = BENCHMARKS[benchmark]
     check_control_names(dict.fromkeys(controls), task.controls)
     controls = controls if task.answer is None else task.controls
     source = records_file(task, data_root)
-    folders = MediaRoots.of(roots).with_default(media_root_of(source))
-    folder = Path(out)
-    records = benchmark_records(task, source, folder)
+    records = benchmark_records(task, source, Path(out))
     answer = _answerer(model, task, controls, generation)
     for number, control in enumerate((None, *controls)):
-        file = predictions_path(folder, benchmark, control)
-        count = _count_of_round(on_row, number, 1 + len(controls))
-        answer(records, file, roots=folders, batch_size=batch_size, control=control, on_row=count)
+        answer(
+            records,
+            predictions_path(Path(out), benchmark, control),
+            roots=MediaRoots.of(roots).with_default(media_root_of(source)),
+            batch_size=batch_size,
+            control=control,
+            on_row=_count_of_round(on_row, number, 1 + len(controls)),
+        )
+
+
+def score_benchmark(
+    benchmark: str,
+    data_root: PathLike,
+    out: Path,
+    *,
+    roots: MediaRoots | None = None,
+    options: EvaluationOptions | None = None,
+) -> dict[str, Any]:
+    """Score the predictions that `answer_benchmark` wrote; arguments, result and errors are those of `evaluate_model`."""
+    task = BENCHMARKS[benchmark]
+    source = records_file(task, data_root)
     return evaluate_predictions(
-        predictions_path(folder, benchmark),
+        predictions_path(Path(out), benchmark),
         benchmark,
-        folder,
-        kept_controls(folder, benchmark),
-        roots=folders,
-        options=replace(options or EvaluationOptions(), references=records),
+        Path(out),
+        kept_controls(Path(out), benchmark),
+        roots=MediaRoots.of(roots).with_default(media_root_of(source)),
+        options=replace(options or EvaluationOptions(), references=benchmark_records(task, source, Path(out))),
     )
 
 

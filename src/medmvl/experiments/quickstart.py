@@ -17,6 +17,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from rich.console import Console
 
@@ -24,9 +25,10 @@ from medmvl.data.converters import convert
 from medmvl.data.roots import MediaRoots
 from medmvl.data.synthetic import is_synthetic
 from medmvl.errors import RecipeError
-from medmvl.evaluation import EvaluationOptions, evaluate_model
+from medmvl.evaluation import EvaluationOptions
+from medmvl.evaluation.evaluate_model import PREDICTIONS, answer_benchmark, score_benchmark
 from medmvl.files import PathLike, write_json
-from medmvl.inference import GenerationOptions, Predictor
+from medmvl.inference import GenerationOptions
 from medmvl.phantoms import split_patients, write_ct_rate, write_dicom_series, write_slake
 from medmvl.phantoms.warmup_texts import write_captions, write_closed, write_text_only_patients
 from medmvl.progress_bar import progress_bar
@@ -75,6 +77,11 @@ class Quickstart:
         return self.root / "model"
 
     @property
+    def media(self) -> MediaRoots:
+        """The folders of the drawn pictures and scans."""
+        return MediaRoots(self.raw / "slake", self.raw / "ct-rate")
+
+    @property
     def dicom(self) -> Path:
         """One held-out CT as a DICOM series, to try `medmvl ask` on."""
         return self.root / "example-dicom"
@@ -106,18 +113,13 @@ def quickstart(
         draw(place, seed, scale)
     with _step(console, "2/5  Convert both data sets to records"):
         convert_all(place)
-        patients = split_patients(seed, patient_counts(scale), SCAN, RADIOGRAPH)["train"]
-        radiographs, scans = (place.data / name / "train.jsonl" for name in ("phantom-2d-vqa", "phantom-ct-report"))
-        write_captions(place.data, patients, radiographs, scans)
-        write_closed(radiographs, place.data / "radiograph-closed.jsonl")
-        write_closed(place.data / "phantom-ct-short" / "train.jsonl", place.data / "ct-closed.jsonl")
-        write_text_only_patients(place.data / "text-only-patients.jsonl", seed, round(TEXT_ONLY_PATIENTS * scale))
+        write_warmup(place, seed, scale)
     with _step(console, "3/5  Train in stages"):
         train(recipe(place, seed, scale), place.root, resume=True)
     with _step(
         console, "4/5  Answer questions about held-out patients, with the right picture, a blank and a wrong one"
     ):
-        results = evaluate(place, console)
+        results = evaluate(place)
     minutes = (time.monotonic() - begun) / 60
     with _step(console, "5/5  Report"):
         write_json(place.root / "quickstart.json", {"seed": seed, "scale": scale, "minutes": round(minutes, 2)})
@@ -175,6 +177,16 @@ def convert_all(place: Quickstart) -> None:
         held_out.replace(place.data / benchmark / "test.jsonl")
 
 
+def write_warmup(place: Quickstart, seed: int, scale: float) -> None:
+    """Write the records of the first stages: captions, closed questions, and patients in words only."""
+    patients = split_patients(seed, patient_counts(scale), SCAN, RADIOGRAPH)["train"]
+    radiographs, scans = (place.data / name / "train.jsonl" for name in ("phantom-2d-vqa", "phantom-ct-report"))
+    write_captions(place.data, patients, radiographs, scans)
+    write_closed(radiographs, place.data / "radiograph-closed.jsonl")
+    write_closed(place.data / "phantom-ct-short" / "train.jsonl", place.data / "ct-closed.jsonl")
+    write_text_only_patients(place.data / "text-only-patients.jsonl", seed, round(TEXT_ONLY_PATIENTS * scale))
+
+
 def recipe(place: Quickstart, seed: int, scale: float = 1.0) -> dict[str, Any]:
     """Return the quickstart's recipe for this folder and seed."""
     text = resources.files("medmvl.experiments").joinpath("quickstart.yaml").read_text(encoding="utf-8")
@@ -185,27 +197,50 @@ def recipe(place: Quickstart, seed: int, scale: float = 1.0) -> dict[str, Any]:
     return load_recipe(settings).to_dict()
 
 
-def evaluate(place: Quickstart, console: Console) -> dict[str, Any]:
-    """Answer both benchmarks with and without the right picture, and score them into one folder."""
-    predictor = Predictor.from_pretrained(place.model)
+def evaluate(place: Quickstart) -> dict[str, Any]:
+    """Answer both benchmarks with and without the right picture, and score them into one folder.
+
+    Two processes answer, with one thread each: kernels of a model this small are too short to be shared by threads.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, mp_context=spawn) as pool, progress_bar("answers", _questions(place)) as bar:
+        jobs = [pool.submit(_answer, place, name) for name in BENCHMARKS]
+        while wait(jobs, timeout=1).not_done:
+            bar.update(_answers(place))
+    for job in jobs:
+        job.result()
     title = "MedM-VL quickstart: synthetic phantoms, no clinical meaning"
     options = EvaluationOptions(log=place.root / "log.jsonl", title=title)
-    results: dict[str, Any] = {}
-    for name in BENCHMARKS:
-        with progress_bar(f"answers, {name}") as bar:
-            results = evaluate_model(
-                predictor,
-                name,
-                place.data,
-                place.root,
-                CONTROLS,
-                roots=MediaRoots(place.raw / "slake", place.raw / "ct-rate"),
-                generation=GenerationOptions(max_new_tokens=96),
-                batch_size=32,
-                on_row=bar.update,
-                options=options,
-            )
-    return results
+    results = [score_benchmark(name, place.data, place.root, roots=place.media, options=options) for name in BENCHMARKS]
+    return results[-1]
+
+
+def _answer(place: Quickstart, benchmark: str) -> None:
+    torch.set_num_threads(1)
+    options = GenerationOptions(max_new_tokens=96)
+    answer_benchmark(
+        place.model,
+        benchmark,
+        place.data,
+        place.root,
+        CONTROLS,
+        roots=place.media,
+        generation=options,
+        batch_size=32,
+    )
+
+
+def _questions(place: Quickstart) -> int:
+    return (1 + len(CONTROLS)) * sum(_lines(place.data / name / "test.jsonl") for name in BENCHMARKS)
+
+
+def _answers(place: Quickstart) -> int:
+    return sum(map(_lines, (place.root / PREDICTIONS).glob("*.jsonl")))
+
+
+def _lines(file: Path) -> int:
+    with file.open("rb") as handle:
+        return sum(1 for _ in handle)
 
 
 @contextmanager
