@@ -23,6 +23,7 @@ NAMES = [path.parent.name if path.stem == "recipe" else path.stem for path in RE
 HEADER = ("Purpose", "Data", "Hardware", "Launch", "Expected")
 TINY_ENCODERS = {
     "siglip": MODEL["image"]["encoder"],
+    "resnet": MODEL["image"]["encoder"],
     "m3dclip": MODEL["volume"]["encoder"],
     "medmclip": MODEL["volume"]["encoder"],
     "vit3d": MODEL["volume"]["encoder"],

@@ -44,6 +44,8 @@ def llm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quickstart_model(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with the quickstart's kinds of encoders, whose volume grid can be shuffled by (1, 2, 2)."""
     model = copy.deepcopy(MODEL)
+    convolutions = {"model_type": "resnet", "layer_type": "basic", "embedding_size": 8, "hidden_sizes": [8, 16]}
+    model["image"]["encoder"] = {"name": "resnet", "size": [16, 16], "vision_config": convolutions | {"depths": [1, 1]}}
     model["volume"]["encoder"]["patch"] = [2, 4, 4]
     model["volume"]["geometry"] = {"name": "medm-vl-ct", "windows": [[-600, 200]]}
     stage = {"name": "s", "train": CONNECTORS, "lr": 1e-3, "max_steps": 1, "batch_size": 4}

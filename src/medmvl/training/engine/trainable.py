@@ -316,10 +316,15 @@ def _decays(name: str, parameter: nn.Parameter) -> bool:
 
 
 def _shrink_frozen(applied: TrainableModel, keep_originals: bool) -> None:
-    """Store frozen fp32 weights in bf16; with `keep_originals` their values are kept on the CPU for `finish`."""
+    """Store frozen fp32 weights in bf16; with `keep_originals` their values are kept on the CPU for `finish`.
+
+    Batch norms stay as they are: their running statistics are in fp32, and torch takes no weights of another type beside them.
+    """
+    norms = (module for module in applied.model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm))
+    kept = {id(parameter) for norm in norms for parameter in norm.parameters(recurse=False)}
     for name, parameter in applied.model.named_parameters():
         plain = type(parameter) is nn.Parameter  # torchao's quantized weights say float32 and are not
-        if not parameter.requires_grad and parameter.dtype == torch.float32 and plain:
+        if not parameter.requires_grad and parameter.dtype == torch.float32 and plain and id(parameter) not in kept:
             if keep_originals:
                 applied.originals[name] = parameter.data.to("cpu", copy=True)
             parameter.data = parameter.data.to(torch.bfloat16)
