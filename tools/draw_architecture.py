@@ -46,6 +46,7 @@ BASE = {
     "lazy",
     "registry",
     "pretrained",
+    "openmp",
     "progress_bar",
     "auto_classes",
     "remote",
