@@ -12,6 +12,7 @@ import secrets
 import shutil
 import socket
 import stat
+import time
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -327,7 +328,10 @@ class OutputLock:
             os.close(handle)  # its owner removed the file between the two calls
 
     def _refuse(self, output: Path, handle: int, hint: str = "") -> NoReturn:
-        process, host = _owner(handle)
+        end = time.monotonic() + _OWNER_SECONDS
+        while not (owner := _owner(handle))[0] and time.monotonic() < end:
+            time.sleep(0.01)  # it has just taken the lock, and its id is not there yet
+        process, host = owner
         os.close(handle)
         where = f" on {host}" if host and host != socket.gethostname() else ""
         raise BusyError(
@@ -382,6 +386,9 @@ def _owner(handle: int) -> tuple[str, str]:
     process, _, host = os.pread(handle, 300, 0).decode(errors="replace").partition(" ")
     return (process if process.isascii() and process.isdigit() else ""), host
 
+
+#: Seconds in which the owner of a lock writes its id into it.
+_OWNER_SECONDS = 0.5
 
 #: File handles of the locks of this process; a forked child closes its copies.
 _HANDLES: set[int] = set()
