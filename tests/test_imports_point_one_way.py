@@ -28,7 +28,18 @@ ALLOWED = {
 }
 EVERYTHING = {*ALLOWED, "experiments"}
 ALLOWED |= {"experiments": set(ALLOWED), "cli": EVERYTHING}
-BASE = {"auto_classes", "errors", "files", "lazy", "openmp", "pretrained", "progress_bar", "registry", "remote"}
+BASE = {
+    "auto_classes",
+    "errors",
+    "files",
+    "lazy",
+    "openmp",
+    "pretrained",
+    "process_pool",
+    "progress_bar",
+    "registry",
+    "remote",
+}
 
 #: Modules that one need not read to understand the rest; packages are entered through their `__init__` alone.
 LEAVES = re.compile(

@@ -47,6 +47,7 @@ BASE = {
     "registry",
     "pretrained",
     "openmp",
+    "process_pool",
     "progress_bar",
     "auto_classes",
     "remote",

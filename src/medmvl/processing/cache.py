@@ -7,13 +7,9 @@ data file in all cases, so a cache that was interrupted and resumed is the cache
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
 import re
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +25,7 @@ from medmvl.files import PathLike, write_jsonl
 from medmvl.imaging import Geometry, read_volume
 from medmvl.imaging.cache import CacheWriter, Fingerprint, accepted_digests, key_of, reading_digest
 from medmvl.imaging.metadata import RescaleTable
+from medmvl.process_pool import results_in_order
 from medmvl.remote import RemotePath, local_copy, unchecked_join
 
 Engine = Literal["processes", "ray"]
@@ -205,27 +202,7 @@ def is_unchanged(source: Source, known: Fingerprint, prepare: Preparer) -> bool:
 
 
 def _with_processes(prepare: Preparer, sources: Iterable[Source], workers: int) -> Iterator[Outcome]:
-    """Yield outcomes in order; no more than two volumes per worker are under way or waiting."""
-    if workers <= 1:
-        yield from map(prepare, sources)
-        return
-    context = multiprocessing.get_context("spawn")  # forking a process that has run torch can hang
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread) as pool:
-        waiting: deque[Future[Outcome]] = deque()
-        try:
-            for source in sources:
-                waiting.append(pool.submit(prepare, source))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                "A worker process died, most likely for want of memory. What is finished is kept: run the command "
-                "again, with fewer workers."
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    return results_in_order(workers, prepare, ((source,) for source in sources))
 
 
 def _with_ray(prepare: Preparer, sources: Iterable[Source], workers: int) -> Iterator[Outcome]:

@@ -7,12 +7,9 @@ the shards of an uninterrupted one, and shards of any number of workers are equa
 from __future__ import annotations
 
 import math
-import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,13 +18,14 @@ import numpy as np
 
 from medmvl.data.dataset import SampleDataset
 from medmvl.data.roots import MediaRoots
-from medmvl.errors import DataError, require
+from medmvl.errors import require
 from medmvl.files import OutputLock, PathLike
 from medmvl.imaging import Geometry
 from medmvl.imaging.cache import MOST_ROWS, SHARD_BYTES, Fingerprint
 from medmvl.imaging.metadata import RescaleTable
 from medmvl.imaging.tar_shards import read_shard_index
 from medmvl.imaging.volume_shards import begin_volume_shards, fingerprint_of, write_volume_manifest, write_volume_shard
+from medmvl.process_pool import results_in_order
 from medmvl.processing.cache import (
     CacheReport,
     Engine,
@@ -155,27 +153,8 @@ def _rows_per_shard(geometry: Geometry) -> int:
 
 
 def _with_processes(maker: ShardMaker, groups: list[list[Source]], workers: int) -> Iterator[ShardResult]:
-    """Yield results in the order of the groups; each process writes its own shards."""
-    if workers <= 1:
-        yield from (maker(number, group) for number, group in enumerate(groups))
-        return
-    context = multiprocessing.get_context("spawn")  # forking a process that has run torch can hang
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=one_thread) as pool:
-        waiting: deque[Future[ShardResult]] = deque()
-        try:
-            for number, group in enumerate(groups):
-                waiting.append(pool.submit(maker, number, group))
-                if len(waiting) >= 2 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        except BrokenProcessPool as error:
-            raise DataError(
-                "A worker process died, most likely for want of memory. What is finished is kept: run the command "
-                "again, with fewer workers."
-            ) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    """Return results in the order of the groups; each process writes its own shards."""
+    return results_in_order(workers, maker, enumerate(groups))
 
 
 def _with_ray(maker: ShardMaker, groups: list[list[Source]], workers: int) -> Iterator[ShardResult]:
