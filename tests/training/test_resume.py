@@ -98,6 +98,17 @@ def test_a_finished_run_resumes_to_nothing(settings, uninterrupted):
     assert (uninterrupted / "log.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize("left", [None, "s0"])
+def test_run_killed_before_its_model_was_in_place_gets_it(settings, uninterrupted, tmp_path, left):
+    run = tmp_path / "run"
+    shutil.copytree(uninterrupted, run)
+    shutil.rmtree(run / "model")
+    if left is not None:
+        link_or_copy(run / left, run / "model")
+    train(settings, run, resume=True)
+    assert_same_run(uninterrupted, run)
+
+
 def test_loader_processes_do_not_change_the_course(settings, uninterrupted, tmp_path):
     train(settings | {"run": {"progress": False, "device": "cpu", "workers": 2}}, tmp_path / "run")
     assert_same_run(uninterrupted, tmp_path / "run")

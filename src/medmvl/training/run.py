@@ -92,6 +92,8 @@ def train(
             if folder.finished(folder.stage(section.name)):
                 if is_main_process():
                     Console(stderr=True).print(f"Stage {section.name} is finished.", highlight=False, markup=False)
+                    if section is recipe.stages[-1] and not folder.published(section.name):
+                        folder.publish(section.name)  # the run was killed between the two
                 continue
             with plain_errors(section.name):
                 run_stage(StageContext(recipe, section, folder), callbacks)

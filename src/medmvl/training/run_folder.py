@@ -118,6 +118,11 @@ class RunFolder:
     def _stages(self) -> Iterator[Path]:
         return (folder for folder in self.root.iterdir() if folder.is_dir() and folder != self.init)
 
+    def published(self, stage: str) -> bool:
+        """Whether `model/` is a copy of the finished checkpoint of `stage`."""
+        ours, shown = (folder / CHECKSUMS for folder in (self.stage(stage), self.model))
+        return shown.is_file() and shown.read_bytes() == ours.read_bytes()
+
     def publish(self, stage: str) -> None:
         """Make `model/` a copy (hard links) of the checkpoint of `stage`."""
         link_or_copy(self.stage(stage), self.model)
