@@ -16,6 +16,9 @@ from medmvl.phantoms.phantom import Phantom, draw_patient, split_patients
 from medmvl.phantoms.slake import write_slake
 from medmvl.phantoms.texts import Question, Report
 
+#: Of drawings and texts: raised when they change, so that a folder of an earlier version is not continued.
+VERSION = 2
+
 __all__ = [
     "CT_RATE_LABELS",
     "FINDINGS",
@@ -23,6 +26,7 @@ __all__ = [
     "Phantom",
     "Question",
     "Report",
+    "VERSION",
     "draw_patient",
     "save_nifti",
     "split_patients",

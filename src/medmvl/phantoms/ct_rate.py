@@ -88,7 +88,7 @@ def _write_split(base: Path, split: str, phantoms: Iterable[Phantom], fixed: boo
             reports.append(_report_row(volume, phantom))
             labels.append({"VolumeName": volume, **phantom.labels})
             metadata.append(_metadata_row(volume, phantom))
-            items.extend(_vqa_items(volume, phantom, len(reports) - 1))
+            items.extend(_vqa_items(volume, phantom, len(reports) - 1, split))
     report_file, label_file, metadata_file, vqa_file = _TABLES[split]
     _write_csv(base / "radiology_text_reports" / f"{report_file}.csv", REPORT_COLUMNS, reports)
     _write_csv(base / "multi_abnormality_labels" / f"{label_file}.csv", ("VolumeName", *CT_RATE_LABELS), labels)
@@ -120,14 +120,20 @@ def _metadata_row(volume: str, phantom: Phantom) -> dict[str, Any]:
     return dict(zip(METADATA_COLUMNS, values, strict=True))
 
 
-def questions(phantom: Phantom) -> dict[str, list[texts.Question]]:
-    """Return the questions about a CT, by CT-RATE's tag."""
+def questions(phantom: Phantom, *, new_wordings: bool = False) -> dict[str, list[texts.Question]]:
+    """Return the questions about a CT, by CT-RATE's tag.
+
+    Args:
+        phantom: the patient.
+        new_wordings: also use wordings that are kept for held-out patients.
+    """
     rng = phantom.text_rng()
     names = tuple(FINDINGS)
-    report = texts.Question("Generate radiology report for the CT.", phantom.report.text, False, "Report")
+    request = texts.REPORT_REQUESTS[phantom.index // 2 % len(texts.REPORT_REQUESTS)]
+    report = texts.Question(request, phantom.report.text, False, "Report")
     short = [
-        *texts.yes_no(phantom.findings, texts.ASKED_ON_CT, "scan", rng),
-        *texts.which_side(phantom.findings, texts.ASKED_ON_CT, rng),
+        *texts.yes_no(phantom.findings, names, "scan", rng, new_wordings=new_wordings),
+        *texts.which_side(phantom.findings, names, rng),
         *texts.where(phantom.findings, names, rng),
     ]
     long = texts.long_answers(phantom.findings, rng)
@@ -140,10 +146,10 @@ def questions(phantom: Phantom) -> dict[str, list[texts.Question]]:
     }
 
 
-def _vqa_items(volume: str, phantom: Phantom, number: int) -> list[dict[str, Any]]:
+def _vqa_items(volume: str, phantom: Phantom, number: int, split: str) -> list[dict[str, Any]]:
     kinds = {"long_answer": "conversation", "short_answer": "short_answer"}
     items = []
-    for tag, asked in questions(phantom).items():
+    for tag, asked in questions(phantom, new_wordings=split != "train").items():
         turns: list[dict[str, str]] = []
         for question in asked:
             image = "<image>\n" if not turns else ""

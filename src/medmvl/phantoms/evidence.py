@@ -14,6 +14,7 @@ from medmvl.data.synthetic import write_note
 from medmvl.files import PathLike, atomic, write_jsonl
 from medmvl.phantoms import texts
 from medmvl.phantoms.ct_rate import save_nifti
+from medmvl.phantoms.findings import FINDINGS
 from medmvl.phantoms.phantom import Phantom
 
 RECORDS = "evidence.jsonl"
@@ -136,8 +137,8 @@ class _Shown:
 
 _SHOWN = (
     _Shown(
-        "image", "radiograph", IMAGE_PLACEHOLDER, "X-Ray", "radiograph", texts.ASKED_ON_RADIOGRAPH,
+        "image", "radiograph", IMAGE_PLACEHOLDER, "X-Ray", "radiograph", texts.ON_RADIOGRAPH,
         _save_radiograph, _box_on_radiograph,
     ),
-    _Shown("image3d", "ct", VOLUME_PLACEHOLDER, "CT", "scan", texts.ASKED_ON_CT, _save_scan, _box_in_scan),
+    _Shown("image3d", "ct", VOLUME_PLACEHOLDER, "CT", "scan", tuple(FINDINGS), _save_scan, _box_in_scan),
 )  # fmt: skip

@@ -15,6 +15,7 @@ from PIL import Image
 from medmvl.files import PathLike, atomic_directory, check_new_folder, write_text
 from medmvl.phantoms import texts
 from medmvl.phantoms.dicom import write_dicom_radiograph, write_dicom_series
+from medmvl.phantoms.findings import FINDINGS
 from medmvl.phantoms.phantom import Phantom, draw_patient
 from medmvl.progress_bar import track
 
@@ -83,8 +84,8 @@ def _questions(phantom: Phantom) -> Iterator[tuple[str, str, str, str]]:
     """Yield a row for each closed question about the CT."""
     rng = phantom.text_rng()
     asked = [
-        *texts.yes_no(phantom.findings, texts.ASKED_ON_CT, "scan", rng),
-        *texts.which_side(phantom.findings, texts.ASKED_ON_CT, rng),
+        *texts.yes_no(phantom.findings, tuple(FINDINGS), "scan", rng),
+        *texts.which_side(phantom.findings, tuple(FINDINGS), rng),
     ]
     for question in asked:
         yield phantom.patient, _ct(phantom), question.text, question.answer

@@ -27,20 +27,29 @@ BOX_NAMES = {
     "lung nodule": "Nodule",
     "pacemaker": "Pacemaker",
 }
+#: The stream of random numbers that decides which questions are in Chinese: one for a pair of opposite patients, so that each language has
+#: as many "yes" as "no".
+_LANGUAGE = 8
 _FILES = {"val": "validate", "valid": "validate", "validation": "validate"}
 
 
-def questions(phantom: Phantom) -> list[texts.Question]:
-    """Return the questions asked about a radiograph, in a fixed order."""
+def questions(phantom: Phantom, *, new_wordings: bool = False) -> list[texts.Question]:
+    """Return the questions asked about a radiograph, in a fixed order.
+
+    Args:
+        phantom: the patient.
+        new_wordings: also use wordings that are kept for held-out patients.
+    """
     rng = phantom.text_rng()
-    names = texts.ASKED_ON_RADIOGRAPH
+    names = texts.ON_RADIOGRAPH
+    pair = np.random.default_rng([phantom.seed, phantom.index // 2, _LANGUAGE])
+    chinese = [name for name in names if pair.random() < texts.CHINESE_SHARE]
     return [
-        *texts.yes_no(phantom.findings, names, "radiograph", rng),
+        *texts.yes_no(phantom.findings, names, "radiograph", rng, new_wordings=new_wordings, chinese=chinese),
         *texts.which_side(phantom.findings, names, rng),
-        *texts.where(phantom.findings, texts.ON_RADIOGRAPH, rng),
+        *texts.where(phantom.findings, names, rng),
         texts.list_abnormalities(phantom.findings, names),
         *texts.about_picture("X-Ray", "Coronal Plane"),
-        *texts.chinese(phantom.findings, names),
     ]
 
 
@@ -58,7 +67,7 @@ def write_slake(root: PathLike, splits: Mapping[str, Iterable[Phantom]]) -> Path
         for phantom in map(
             replace, track(phantoms, f"radiographs, {split}")
         ):  # a copy, so that its pictures go once they are written
-            own = _rows(phantom, number, question_id)
+            own = _rows(phantom, number, question_id, split)
             _write_image(root / "imgs" / f"xmlab{number}", phantom, own)
             folders.append(f"xmlab{number}")
             rows.extend(own)
@@ -71,7 +80,7 @@ def write_slake(root: PathLike, splits: Mapping[str, Iterable[Phantom]]) -> Path
     return root
 
 
-def _rows(phantom: Phantom, number: int, first_id: int) -> list[dict[str, Any]]:
+def _rows(phantom: Phantom, number: int, first_id: int, split: str) -> list[dict[str, Any]]:
     return [
         {
             "img_id": number,
@@ -87,7 +96,7 @@ def _rows(phantom: Phantom, number: int, first_id: int) -> list[dict[str, Any]]:
             "triple": ["vhead", "_", "_"],
             "qid": first_id + offset,
         }
-        for offset, question in enumerate(questions(phantom))
+        for offset, question in enumerate(questions(phantom, new_wordings=split != "train"))
     ]
 
 

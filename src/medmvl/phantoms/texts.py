@@ -6,7 +6,7 @@ be answered by yes or no is asked of every patient about the same findings, each
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,11 +15,6 @@ from medmvl.phantoms.findings import FINDINGS, SIDED, Finding
 
 # What a radiograph shows.
 ON_RADIOGRAPH = ("pleural effusion", "consolidation", "lung nodule", "cardiomegaly", "emphysema", "pacemaker")
-# What is asked by yes or no. A nodule of 30 mm is 5 of 64 pixels in one of four places, and a small model that starts
-# from nothing does not find it in minutes: it is asked about in the harder tasks (choices, boxes, reports) only.
-ASKED_ON_CT = tuple(name for name in FINDINGS if name != "lung nodule")
-ASKED_ON_RADIOGRAPH = tuple(name for name in ON_RADIOGRAPH if name != "lung nodule")
-
 _PRESENT = {
     "pleural effusion": (
         "There is a {side} pleural effusion.",
@@ -82,27 +77,58 @@ _ABSENT = {
         "The coronary arteries are not calcified.",
     ),
 }
-_YES_NO = {
-    "pleural effusion": ("Is there a pleural effusion?", "Does this {picture} show pleural effusion?"),
-    "consolidation": ("Is there a consolidation?", "Does this {picture} show consolidation?"),
-    "lung nodule": ("Is there a lung nodule?", "Does this {picture} show a nodule?"),
-    "cardiomegaly": ("Is there cardiomegaly?", "Is the heart enlarged?"),
-    "emphysema": ("Is there emphysema?", "Does this {picture} show emphysema?"),
-    "pacemaker": ("Is there a pacemaker?", "Does this {picture} show a pacemaker?"),
-    "arterial wall calcification": ("Is there arterial wall calcification?", "Is the wall of the aorta calcified?"),
-    "coronary artery calcification": (
-        "Is there coronary artery calcification?",
-        "Are the coronary arteries calcified?",
-    ),
+# Questions that are answered by yes or no: a form, and words that may precede or follow it. With one form for all, a model
+# learns the form instead of the finding's name. The new forms are for held-out patients only.
+_YES_NO = (
+    "is there {finding}{where}?",
+    "is there any sign of {finding}{where}?",
+    "is there evidence of {finding}{where}?",
+    "is {finding} present{where}?",
+    "is {finding} seen{where}?",
+    "is any {name} visible?",
+    "can {finding} be seen{where}?",
+    "can you see {finding}{where}?",
+    "do you see {finding}{where}?",
+    "do you find {finding}{where}?",
+    "does this {picture} show {finding}?",
+    "does the {picture} contain {finding}?",
+    "does it show {finding}?",
+    "any {name}{where}?",
+    "{name}?",
+)
+_PLAIN_FORM = "is there {finding}?"
+_WHERE = ("", "", "", " here", " on this {picture}", " on the {picture}", " in this patient", " in the chest")
+_BEFORE = ("", "", "", "", "please answer: ", "tell me, ", "yes or no: ")
+_NEW_YES_NO = ("Does the patient have {finding}?", "Is {finding} visible on this {picture}?")
+_OWN_YES_NO = {
+    "lung nodule": ("Is there a nodule in the lungs?",),
+    "cardiomegaly": ("Is the heart enlarged?",),
+    "arterial wall calcification": ("Is the wall of the aorta calcified?",),
+    "coronary artery calcification": ("Are the coronary arteries calcified?",),
 }
+#: Share of questions in the finding's own forms, and in new ones, where there are any; and of the others, share of the plain form.
+_SPECIAL, _PLAIN = 0.4, 0.35
+_COUNTED = ("pleural effusion", "consolidation", "lung nodule", "pacemaker")  # take an article
+_WHICH_SIDE = (
+    "Is the {name} on the {first} or the {second} side?",
+    "On which side is the {name}, {first} or {second}?",
+)
 _CHINESE = {
-    "pleural effusion": "图中有胸腔积液吗？",
-    "consolidation": "图中有肺实变吗？",
-    "lung nodule": "图中有肺结节吗？",
-    "cardiomegaly": "图中心脏增大吗？",
-    "emphysema": "图中有肺气肿吗？",
-    "pacemaker": "图中有心脏起搏器吗？",
+    "pleural effusion": "胸腔积液",
+    "consolidation": "肺实变",
+    "lung nodule": "肺结节",
+    "cardiomegaly": "心脏增大",
+    "emphysema": "肺气肿",
+    "pacemaker": "心脏起搏器",
 }
+_CHINESE_YES_NO = ("图中有{name}吗？", "是否有{name}？")
+#: Share of the yes-or-no questions about radiographs that are in Chinese.
+CHINESE_SHARE = 0.2
+REPORT_REQUESTS = (
+    "Generate radiology report for the CT.",
+    "Write the report of this examination.",
+    "What are the findings and the impression of this CT?",
+)
 
 
 @dataclass(frozen=True)
@@ -174,20 +200,44 @@ def write_report(
     )
 
 
+def _common_form(rng: np.random.Generator) -> str:
+    return _PLAIN_FORM if rng.random() < _PLAIN else _pick(rng, _BEFORE) + _pick(rng, _YES_NO)
+
+
 def yes_no(
-    findings: dict[str, Finding], names: Sequence[str], picture: str, rng: np.random.Generator
+    findings: dict[str, Finding],
+    names: Sequence[str],
+    picture: str,
+    rng: np.random.Generator,
+    *,
+    new_wordings: bool = False,
+    chinese: Collection[str] = (),
 ) -> list[Question]:
-    """Return one closed question about each of `names`; `picture` is the word for the image."""
-    return [
-        Question(
-            _pick(rng, _YES_NO[name]).format(picture=picture),
-            "Yes" if name in findings else "No",
-            True,
-            "Abnormality",
-            name,
-        )
-        for name in names
-    ]
+    """Return one closed question about each of `names`.
+
+    Args:
+        findings: of the patient.
+        names: findings to ask about.
+        picture: the word for the image.
+        rng: draws wordings and languages.
+        new_wordings: also use the wordings that no training patient has.
+        chinese: the findings that are asked about in Chinese.
+    """
+    questions = []
+    for name in names:
+        present = name in findings
+        if name in chinese:
+            text = _pick(rng, _CHINESE_YES_NO).format(name=_CHINESE[name])
+            questions.append(Question(text, "是" if present else "否", True, "Abnormality", name, "zh"))
+            continue
+        forms = (*_OWN_YES_NO.get(name, ()), *(_NEW_YES_NO if new_wordings else ()))
+        form = _pick(rng, forms) if forms and rng.random() < _SPECIAL else _common_form(rng)
+        finding = f"a {name}" if name in _COUNTED else name
+        where = _pick(rng, _WHERE).format(picture=picture)
+        text = form.format(finding=finding, name=name, picture=picture, where=where)
+        text = text[0].upper() + text[1:]
+        questions.append(Question(text, "Yes" if present else "No", True, "Abnormality", name))
+    return questions
 
 
 def which_side(findings: dict[str, Finding], names: Sequence[str], rng: np.random.Generator) -> list[Question]:
@@ -197,7 +247,7 @@ def which_side(findings: dict[str, Finding], names: Sequence[str], rng: np.rando
         if name not in SIDED or name not in findings:
             continue
         first, second = ("left", "right") if rng.random() < 0.5 else ("right", "left")
-        text = f"Is the {name} on the {first} or the {second} side?"
+        text = _pick(rng, _WHICH_SIDE).format(name=name, first=first, second=second)
         questions.append(Question(text, str(findings[name].side).capitalize(), True, "Position", name))
     return questions
 
@@ -231,7 +281,7 @@ def about_picture(modality: str, plane: str) -> list[Question]:
 
 
 def caption(findings: dict[str, Finding], names: Sequence[str]) -> str:
-    """Return a structured report: each finding, present or absent, in a fixed order.
+    """Return a structured report: each of `names`, present or absent, in their order.
 
     "Pleural effusion: right. Consolidation: no. Cardiomegaly: yes.": the name comes before its state, as in a question
     with its answer.
@@ -244,15 +294,6 @@ def list_abnormalities(findings: dict[str, Finding], names: Sequence[str]) -> Qu
     """Return the open question about all abnormal findings."""
     seen = [name for name in names if name in findings]
     return Question("What abnormalities are seen?", ", ".join(seen).capitalize() or "None", False, "Abnormality")
-
-
-def chinese(findings: dict[str, Finding], names: Sequence[str]) -> list[Question]:
-    """Return closed questions in Chinese, for the bilingual layouts."""
-    return [
-        Question(_CHINESE[name], "是" if name in findings else "否", True, "Abnormality", name, "zh")
-        for name in names
-        if name in _CHINESE
-    ]
 
 
 def choices(findings: dict[str, Finding], names: Sequence[str], rng: np.random.Generator) -> list[Question]:

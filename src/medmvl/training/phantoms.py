@@ -7,7 +7,7 @@ from pathlib import Path
 from medmvl.data.converters import convert
 from medmvl.errors import RecipeError
 from medmvl.files import read_json, write_json
-from medmvl.phantoms import split_patients, write_ct_rate, write_slake
+from medmvl.phantoms import VERSION, split_patients, write_ct_rate, write_slake
 from medmvl.phantoms.warmup_texts import write_captions, write_closed, write_text_only_patients
 from medmvl.remote import RemotePath
 from medmvl.training.recipe import Recipe
@@ -26,12 +26,12 @@ def draw_phantoms(recipe: Recipe) -> None:
     if isinstance(drawn, RemotePath):
         raise RecipeError("`phantoms` are drawn below `data_root`, which must then be a folder and not a URL.")
     root = Path(drawn)
-    settings = section.model_dump(mode="json")
+    settings = {**section.model_dump(mode="json"), "version": VERSION}
     done = root / "phantoms.json"
     if done.is_file():
         if read_json(done) != settings:
             raise RecipeError(
-                f"{root} holds phantoms that were drawn with other settings. Remove that folder, or choose another "
+                f"{root} holds phantoms that were drawn with other settings, or by another version. Remove that folder, or choose another "
                 "place with --set data_root=DIR."
             )
         return
