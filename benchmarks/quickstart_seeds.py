@@ -1,10 +1,11 @@
 """What the quickstart's model reaches over several seeds: median and worst of each figure, time and memory.
 
-    python benchmarks/quickstart_seeds.py --seeds 0 1 2 3 4 5 6 7 [--threads 2] [--at-once 1] [--runs runs/seeds] [--out benchmarks/results]
+    python benchmarks/quickstart_seeds.py --seeds 0 1 2 3 --threads 2 [--at-once 1] [--runs runs/seeds] [--out benchmarks/results]
 
-Every seed is one `medmvl quickstart --seed S`, as shipped: other patients, weights and order. `--threads` sets OMP_NUM_THREADS; with
-`--at-once 2` two seeds run beside each other, and their times are not those of an idle machine. Runs that are finished are read,
-not repeated, so a table can be put together from several calls. Figures: `FIGURES`.
+Every seed is one `medmvl quickstart --seed S`, as shipped: other patients, weights and order; the LLM that it begins with is the shipped
+one. `--threads` sets OMP_NUM_THREADS; with `--at-once 2` two seeds run beside each other, and their times are not those of an idle
+machine. Runs that are finished are read, not repeated, and the table holds all of `--runs`, so it can be put together from several
+calls. Figures: `FIGURES`.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,31 +28,60 @@ import torch
 FIGURES = {
     "closed 2D": "closed questions about radiographs, accuracy",
     "closed CT": "closed questions about CTs, accuracy",
+    "closed, blank": "closed accuracy with a blank picture, the higher of radiographs and CTs",
+    "closed, other": "closed accuracy with another patient's picture, the higher of radiographs and CTs",
+    "nodules": "closed questions about nodules, radiographs and CTs, accuracy",
+    "new wordings": "closed questions in wordings that no training patient was asked in, accuracy",
+    "Chinese": "closed questions in Chinese (radiographs), accuracy",
     "boxes": "mean IoU",
     "boxes - usual": "mean IoU above that of the usual place of each object (majority)",
     "boxes - other": "mean IoU above that with another patient's picture",
     "choices": "four-way choices, accuracy",
     "report F1": "findings of reports, macro F1, nodules included",
     "minutes": "all of the quickstart, by the clock",
-    "GB": "peak memory of the largest process",
+    "GB": "peak memory of the first process and twice that of the largest of its two workers: more than all used at once",
+}
+LOWER_IS_BETTER = ("closed, blank", "closed, other", "minutes", "GB")
+
+
+#: Which closed questions a figure counts.
+PARTS: dict[str, Callable[[str, str], bool]] = {
+    "nodules": lambda question, answer: "nodule" in question.lower() or "肺结节" in question,
+    "new wordings": lambda question, answer: "Does the patient have" in question or " visible on this " in question,
+    "Chinese": lambda question, answer: answer in ("是", "否"),
 }
 
 
 def run(folder: Path, seed: int, threads: int) -> None:
     """Run one quickstart, unless its folder holds a finished one."""
-    if (folder / "quickstart.json").is_file():
+    if (folder / "peak.txt").is_file():  # written last
         return
     code = (
         "import resource, sys; from pathlib import Path; from medmvl.openmp import wait_as_fits; wait_as_fits();"
         "from medmvl.experiments.quickstart import quickstart; quickstart(sys.argv[1], int(sys.argv[2]));"
-        "kib = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN));"
+        "own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)); kib = own + 2 * child;"
         "Path(sys.argv[1], 'peak.txt').write_text(str(kib))"
     )
+    shutil.rmtree(folder, ignore_errors=True)  # minutes are of whole runs
     folder.parent.mkdir(parents=True, exist_ok=True)
     with folder.with_suffix(".log").open("w") as log:
         command = [sys.executable, "-c", code, str(folder), str(seed)]
         environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
         subprocess.run(command, env=environment, stdout=log, stderr=log, check=True)
+
+
+def parts_of_closed(folder: Path) -> dict[str, float]:
+    """Return the accuracy of each of `PARTS`, over both benchmarks."""
+    right: dict[str, list[bool]] = {name: [] for name in PARTS}
+    for benchmark in ("phantom-2d", "phantom-ct"):
+        for line in (folder / "predictions" / f"{benchmark}.jsonl").read_text().splitlines():
+            row = json.loads(line)
+            question, answer = row["conversations"][0]["value"], row["answer"]
+            if row.get("answer_type") == "CLOSED":
+                for name, belongs in PARTS.items():
+                    if belongs(question, answer):
+                        right[name].append(row["prediction"].strip().lower() == answer.lower())
+    return {name: sum(answers) / len(answers) for name, answers in right.items()}
 
 
 def figures(folder: Path) -> dict[str, float]:
@@ -61,6 +93,11 @@ def figures(folder: Path) -> dict[str, float]:
     return {
         "closed 2D": radiographs["model"]["closed_accuracy"]["value"],
         "closed CT": scans["model"]["closed_accuracy"]["value"],
+        "closed, blank": max(found["controls"]["blank"]["closed_accuracy"]["value"] for found in (radiographs, scans)),
+        "closed, other": max(
+            found["controls"]["shuffled"]["closed_accuracy"]["value"] for found in (radiographs, scans)
+        ),
+        **parts_of_closed(folder),
         "boxes": box,
         "boxes - usual": box - boxes["majority"],
         "boxes - other": box - boxes["shuffled"],
@@ -71,16 +108,21 @@ def figures(folder: Path) -> dict[str, float]:
     }
 
 
-def table(found: dict[int, dict[str, float]]) -> list[str]:
-    """Return a Markdown table: a row per figure, a column per seed, and median and worst."""
-    seeds = sorted(found)
-    lines = [
-        f"| figure | {' | '.join(f'seed {seed}' for seed in seeds)} | median | worst |",
-        "|---|" + "---|" * (len(seeds) + 2),
-    ]
+def finished(runs: Path) -> dict[str, Path]:
+    """Return column title -> folder of every finished run below `runs`."""
+    found = {}
+    for path in runs.glob("threads-*-seed-*/peak.txt"):
+        _, threads, _, seed = path.parent.name.split("-")
+        found[int(threads), int(seed)] = path.parent
+    return {f"seed {seed}, {threads} thread(s)": found[threads, seed] for threads, seed in sorted(found)}
+
+
+def table(found: dict[str, dict[str, float]]) -> list[str]:
+    """Return a Markdown table: a row per figure, a column per run, and median and worst."""
+    lines = [f"| figure | {' | '.join(found)} | median | worst |", "|---|" + "---|" * (len(found) + 2)]
     for name in FIGURES:
-        values = [found[seed][name] for seed in seeds]
-        worst = max(values) if name in ("minutes", "GB") else min(values)
+        values = [run[name] for run in found.values()]
+        worst = max(values) if name in LOWER_IS_BETTER else min(values)
         digits = 1 if name in ("minutes", "GB") else 3
         numbers = [*values, statistics.median(values), worst]
         lines.append(f"| {name} | {' | '.join(f'{value:.{digits}f}' for value in numbers)} |")
@@ -97,21 +139,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     folders = {seed: options.runs / f"threads-{options.threads}-seed-{seed}" for seed in options.seeds}
-    load = os.getloadavg()[0]
     with ThreadPoolExecutor(options.at_once) as pool:
         list(pool.map(lambda seed: run(folders[seed], seed, options.threads), options.seeds))
+    found = {title: figures(folder) for title, folder in finished(options.runs).items()}
     lines = [
-        f"# The quickstart over seeds, {options.threads} thread(s), {datetime.now(UTC):%Y-%m-%d}",
+        f"# The quickstart over seeds and thread counts, {datetime.now(UTC):%Y-%m-%d}",
         "",
-        f"`python benchmarks/quickstart_seeds.py --seeds {' '.join(map(str, options.seeds))} --threads {options.threads} "
-        f"--at-once {options.at_once}`, Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores; "
-        f"load at the start {load:.1f}.",
+        f"All runs below `--runs`; the last call was `python benchmarks/quickstart_seeds.py {' '.join(sys.argv[1:])}`. "
+        f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores.",
         "",
-        *table({seed: figures(folder) for seed, folder in folders.items()}),
+        *table(found),
         "",
         *(f"- {name}: {text}." for name, text in FIGURES.items()),
     ]
-    path = options.out / f"{datetime.now(UTC):%Y-%m-%d}-quickstart-seeds-{options.threads}-threads.md"
+    path = options.out / f"{datetime.now(UTC):%Y-%m-%d}-quickstart-seeds.md"
     path.write_text("\n".join(lines) + "\n")
     print("\n".join(lines))
 

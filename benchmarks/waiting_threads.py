@@ -4,7 +4,7 @@
 
 Sizes, each run as a process of its own, imports included:
 - tiny: `medmvl train tiny`;
-- quickstart: `medmvl quickstart --scale 0.06`, with its drawing, three stages and answers;
+- quickstart: `medmvl quickstart --scale 0.06`, with its drawing, encoders, stages and answers;
 - smollm2: 3 steps of LoRA on a Llama of SmolLM2-135M's shape with random weights, batches of 4, bf16.
 Loads: idle; busy, with one Python loop per core that never ends. Waits: `libgomp` (GNU OpenMP's own default of 300,000 turns,
 set explicitly) and `medmvl` (nothing set, so the command line's default holds).

@@ -39,16 +39,10 @@ def _of_folder(folder: Path) -> Geometry | None:
 
 def _of_recipe(path: Path) -> Geometry | None:
     """The geometry as training will make it, without building a model or a tokenizer."""
-    from medmvl.models import MedMVLConfig
-    from medmvl.models.assemble import tower_spec
-    from medmvl.training.build import volume_processor
+    from medmvl.training.build import volume_geometry
     from medmvl.training.recipe_io import load_recipe
 
     section = load_recipe(path).model
     if section.from_ is not None:
         return _of_folder(Path(section.from_))
-    if section.volume is None:
-        return None
-    tower = section.volume
-    config = MedMVLConfig(towers={"volume": tower_spec(tower.encoder, tower.connector, tower.size).to_dict()})
-    return volume_processor(tower, config).geometry
+    return volume_geometry(section.volume) if section.volume is not None else None

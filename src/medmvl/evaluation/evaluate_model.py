@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -194,7 +194,7 @@ def evaluate_model(
         DataError: if no records of the benchmark are found, or a record is not valid.
         EvaluationError: for an unknown benchmark or control.
     """
-    answer_benchmark(
+    answered = answer_benchmark(
         model,
         benchmark,
         data_root,
@@ -205,7 +205,24 @@ def evaluate_model(
         batch_size=batch_size,
         on_row=on_row,
     )
-    return score_benchmark(benchmark, data_root, out, roots=roots, options=options)
+    return score_answered(answered, options)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A benchmark whose predictions are written.
+
+    Attributes:
+        benchmark: its name.
+        records: the file with its records and no others.
+        roots: folders of the images and volumes.
+        out: the evaluation folder.
+    """
+
+    benchmark: str
+    records: Path
+    roots: MediaRoots
+    out: Path
 
 
 def answer_benchmark(
@@ -219,7 +236,7 @@ def answer_benchmark(
     generation: GenerationOptions | None = None,
     batch_size: int = 8,
     on_row: OnRow | None = None,
-) -> None:
+) -> Answered:
     """Write the predictions that `evaluate_model` scores; the arguments and errors are its own.
 
     Processes may answer different benchmarks of one evaluation folder at the same time.
@@ -228,37 +245,30 @@ def answer_benchmark(
     check_control_names(dict.fromkeys(controls), task.controls)
     controls = controls if task.answer is None else task.controls
     source = records_file(task, data_root)
-    records = benchmark_records(task, source, Path(out))
+    roots = MediaRoots.of(roots).with_default(media_root_of(source))
+    answered = Answered(benchmark, benchmark_records(task, source, Path(out)), roots, Path(out))
     answer = _answerer(model, task, controls, generation)
     for number, control in enumerate((None, *controls)):
         answer(
-            records,
-            predictions_path(Path(out), benchmark, control),
-            roots=MediaRoots.of(roots).with_default(media_root_of(source)),
+            answered.records,
+            predictions_path(answered.out, benchmark, control),
+            roots=roots,
             batch_size=batch_size,
             control=control,
             on_row=_count_of_round(on_row, number, 1 + len(controls)),
         )
+    return answered
 
 
-def score_benchmark(
-    benchmark: str,
-    data_root: PathLike,
-    out: Path,
-    *,
-    roots: MediaRoots | None = None,
-    options: EvaluationOptions | None = None,
-) -> dict[str, Any]:
-    """Score the predictions that `answer_benchmark` wrote; arguments, result and errors are those of `evaluate_model`."""
-    task = BENCHMARKS[benchmark]
-    source = records_file(task, data_root)
+def score_answered(answered: Answered, options: EvaluationOptions | None = None) -> dict[str, Any]:
+    """Score what `answer_benchmark` wrote; options, result and errors are those of `evaluate_model`."""
     return evaluate_predictions(
-        predictions_path(Path(out), benchmark),
-        benchmark,
-        Path(out),
-        kept_controls(Path(out), benchmark),
-        roots=MediaRoots.of(roots).with_default(media_root_of(source)),
-        options=replace(options or EvaluationOptions(), references=benchmark_records(task, source, Path(out))),
+        predictions_path(answered.out, answered.benchmark),
+        answered.benchmark,
+        answered.out,
+        kept_controls(answered.out, answered.benchmark),
+        roots=answered.roots,
+        options=replace(options or EvaluationOptions(), references=answered.records),
     )
 
 

@@ -134,6 +134,12 @@ def volume_processor(tower: TowerSection, config: MedMVLConfig | DualEncoderConf
     return VolumeProcessor(chosen, normalization(chosen, tower.encoder))
 
 
+def volume_geometry(tower: TowerSection) -> Geometry:
+    """Return the geometry that a volume tower's processor will have, without building the model."""
+    config = MedMVLConfig(towers={"volume": tower_spec(tower.encoder, tower.connector, tower.size).to_dict()})
+    return volume_processor(tower, config).geometry
+
+
 def own_processor(folder: str | None) -> MedMVLProcessor | PairProcessor | None:
     """Return the processor of the MedM-VL checkpoint that an encoder is taken from; None if it comes from elsewhere."""
     kind = medmvl_checkpoint_kind(folder) if folder is not None else None

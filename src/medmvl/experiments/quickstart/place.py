@@ -1,0 +1,63 @@
+"""The run folder of a quickstart."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from medmvl.data.roots import MediaRoots
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """Paths of a quickstart.
+
+    Attributes:
+        root: the run folder.
+    """
+
+    root: Path
+
+    @property
+    def raw(self) -> Path:
+        """The drawn data sets, as if downloaded."""
+        return self.root / "raw"
+
+    @property
+    def data(self) -> Path:
+        """The records."""
+        return self.root / "data"
+
+    @property
+    def prepared(self) -> Path:
+        """The training volumes as the model sees them."""
+        return self.root / "prepared-volumes"
+
+    @property
+    def llm(self) -> Path:
+        """The pretrained LLM, copied from the package: a run does not depend on where that is installed."""
+        return self.root / "llm"
+
+    @property
+    def model(self) -> Path:
+        """The finished checkpoint."""
+        return self.root / "model"
+
+    @property
+    def results(self) -> Path:
+        """Seed, scale and minutes of a finished quickstart; written last."""
+        return self.root / "quickstart.json"
+
+    @property
+    def media(self) -> MediaRoots:
+        """The folders of the drawn pictures and scans."""
+        return MediaRoots(self.raw / "slake", self.raw / "ct-rate")
+
+    @property
+    def dicom(self) -> Path:
+        """One held-out CT as a DICOM series, to try `medmvl ask` on."""
+        return self.root / "example-dicom"
+
+    def encoder(self, modality: str) -> Path:
+        """Return the run folder in which the encoder of "image" or "volume" is pretrained."""
+        return self.root / f"{modality}-encoder"

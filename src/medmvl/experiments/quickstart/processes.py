@@ -1,0 +1,41 @@
+"""Two processes that work at the same time, one for each kind of picture."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_EXCEPTION, wait
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from medmvl.errors import TrainingError
+from medmvl.process_pool import process_pool
+
+T = TypeVar("T")
+
+
+def in_parallel(call: Callable[..., T], arguments: Sequence[tuple[Any, ...]], watch: Callable[[], None]) -> list[T]:
+    """Return `call(*one)` for each of `arguments`, from as many processes; the first error ends all of them.
+
+    Args:
+        call: a function that can be pickled.
+        arguments: those of each call.
+        watch: called every second while they work, such as to move a progress bar, which the processes do not draw.
+
+    Raises:
+        TrainingError: if a process ends without a result.
+    """
+    try:
+        with process_pool(len(arguments)) as pool:
+            jobs = [pool.submit(call, *one) for one in arguments]
+            pending = set(jobs)
+            while pending:
+                done, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)
+                for job in done:
+                    job.result()
+                watch()
+            return [job.result() for job in jobs]
+    except BrokenProcessPool as error:
+        raise TrainingError(
+            "A process of the quickstart ended early. Most often memory was short, or quickstart() was called in a script outside "
+            "`if __name__ == '__main__':`. What is finished is kept: run it again."
+        ) from error

@@ -1,0 +1,173 @@
+"""The main job, end to end, on a laptop: draw, convert, train in stages, predict, score, report.
+
+Everything a real project does is done here by the same code, only smaller: the phantoms are written in the layouts of SLAKE and
+CT-RATE and go through their converters, two encoders are pretrained by captioning, the recipe puts them before an LLM that was
+pretrained on texts and trains the three together, and the held-out patients are scored together with two controls that do not see
+the right picture.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from medmvl.errors import RecipeError
+from medmvl.evaluation import EvaluationOptions
+from medmvl.evaluation.evaluate_model import PREDICTIONS, Answered, answer_benchmark, score_answered
+from medmvl.experiments.quickstart.data import convert_all, draw, prepare_volumes, write_warmup
+from medmvl.experiments.quickstart.place import Quickstart
+from medmvl.experiments.quickstart.processes import in_parallel
+from medmvl.experiments.quickstart.training import PRETRAINED_LLM, encoder_recipe, lines, pretrain_encoders, recipe
+from medmvl.files import OutputLock, PathLike, read_json, write_json
+from medmvl.inference import GenerationOptions
+from medmvl.phantoms import VERSION
+from medmvl.progress_bar import progress_bar
+from medmvl.training.acceleration.muon import require_muon
+from medmvl.training.engine.checkpoints import link_or_copy
+from medmvl.training.run import train
+
+BENCHMARKS = ("phantom-2d", "phantom-ct")
+CONTROLS = ("blank", "shuffled")
+
+
+def quickstart(
+    out: PathLike = "runs/quickstart", seed: int = 0, *, scale: float = 1.0, console: Console | None = None
+) -> dict[str, Any]:
+    """Run the quickstart and return the content of results.json.
+
+    Resumes an unfinished quickstart of the same seed and scale in `out`.
+
+    Args:
+        out: the run folder: raw/, data/, the encoders, the stages, model/, log.jsonl, results.json, report.html.
+        seed: of the phantoms, the weights and the order of the data.
+        scale: share of the patients and epochs; 0.05 is a smoke test.
+
+    Call it below `if __name__ == "__main__":` in a script: it starts processes.
+
+    Raises:
+        RecipeError: if `scale` is not in (0, 1], or `out` holds a quickstart with other settings.
+        BusyError: naming the process, if another quickstart runs in `out`.
+        MissingExtraError: if torch is older than 2.9.
+    """
+    if not 0 < scale <= 1:
+        raise RecipeError(f"The scale must be above 0 and at most 1, got {scale}.")
+    require_muon()  # now, rather than after the drawing
+    console = console or Console()
+    place = Quickstart(Path(out))
+    with OutputLock(place.results):
+        return _run(place, seed, scale, console)
+
+
+def _run(place: Quickstart, seed: int, scale: float, console: Console) -> dict[str, Any]:
+    resumed = note_settings(place, seed, scale)
+    begun = time.monotonic()
+    with _step(console, "1/6  Draw synthetic patients and write them as SLAKE and CT-RATE"):
+        draw(place, seed, scale)
+    with _step(console, "2/6  Convert both data sets to records, and prepare the scans"):
+        convert_all(place)
+        write_warmup(place, seed, scale)
+        prepare_volumes(place, encoder_recipe(place, "volume", seed, scale))
+        link_or_copy(PRETRAINED_LLM, place.llm)
+    with _step(console, "3/6  Pretrain the encoders on captions, in parallel"):
+        pretrain_encoders(place, seed, scale)
+    with _step(console, "4/6  Train connectors, then the whole model"):
+        train(recipe(place, seed, scale), place.root, resume=True)
+    with _step(
+        console, "5/6  Answer questions about held-out patients, with the right picture, a blank and a wrong one"
+    ):
+        results = evaluate(place)
+    minutes = (time.monotonic() - begun) / 60
+    with _step(console, "6/6  Report"):
+        if not place.results.is_file():
+            facts = {"seed": seed, "scale": scale, "minutes": round(minutes, 2), "resumed": resumed}
+            write_json(place.results, facts)
+    _say_what_next(place, results, minutes, console)
+    return results
+
+
+def note_settings(place: Quickstart, seed: int, scale: float) -> bool:
+    """Write down what the folder's quickstart is made with; return whether it was begun before.
+
+    Raises:
+        RecipeError: if the folder holds a quickstart with other settings, or of another version of the toolkit.
+    """
+    wanted = {"seed": seed, "scale": scale, "version": VERSION}
+    noted = place.root / "settings.json"
+    found = read_json(noted) if noted.is_file() else None
+    if found is None and not place.raw.exists():
+        write_json(noted, wanted)
+        return False
+    if found != wanted:
+        had = ", ".join(f"{key} {value}" for key, value in found.items()) if found else "an earlier version"
+        raise RecipeError(
+            f"{place.root} holds a quickstart with {had}; this one has seed {seed}, scale {scale}, version {VERSION}. Use the same "
+            "settings, choose another --out, or remove the folder."
+        )
+    return True
+
+
+def evaluate(place: Quickstart) -> dict[str, Any]:
+    """Answer both benchmarks with and without the right picture, and score them into one folder.
+
+    The benchmarks are answered in parallel.
+    """
+    with progress_bar("answers", _questions(place)) as bar:
+        answered = in_parallel(_answer, [(place, name) for name in BENCHMARKS], lambda: bar.update(_answers(place)))
+    title = "MedM-VL quickstart: synthetic phantoms, no clinical meaning"
+    options = EvaluationOptions(log=place.root / "log.jsonl", title=title)
+    results = [score_answered(one, options) for one in answered]
+    return results[-1]
+
+
+def _answer(place: Quickstart, benchmark: str) -> Answered:
+    return answer_benchmark(
+        place.model,
+        benchmark,
+        place.data,
+        place.root,
+        CONTROLS,
+        roots=place.media,
+        generation=GenerationOptions(max_new_tokens=96),
+        batch_size=32,
+    )
+
+
+def _questions(place: Quickstart) -> int:
+    return (1 + len(CONTROLS)) * sum(lines(place.data / name / "test.jsonl") for name in BENCHMARKS)
+
+
+def _answers(place: Quickstart) -> int:
+    return sum(map(lines, (place.root / PREDICTIONS).glob("*.jsonl")))
+
+
+@contextmanager
+def _step(console: Console, title: str) -> Iterator[None]:
+    console.print(f"[bold]{title}[/bold]")
+    begun = time.monotonic()
+    yield
+    console.print(f"     done in {time.monotonic() - begun:.0f} s")
+
+
+def _say_what_next(place: Quickstart, results: dict[str, Any], minutes: float, console: Console) -> None:
+    for name in BENCHMARKS:
+        found = results["benchmarks"][name]
+        accuracy = found["model"]["closed_accuracy"]["value"]
+        blind = ", ".join(
+            f"{control} {found['controls'][control]['closed_accuracy']['value']:.1%}" for control in CONTROLS
+        )
+        console.print(f"{name}: closed accuracy [bold]{accuracy:.1%}[/bold] on held-out patients ({blind})")
+    console.print(f"All of it took {minutes:.1f} minutes. Open [bold]{place.root / 'report.html'}[/bold]")
+    console.print("\nWhat to run next:")
+    ask = f'medmvl ask --model {place.model} --volume {place.dicom} "Is there a pleural effusion?"'
+    for command, purpose in (
+        (ask, "ask about a CT given as DICOM files; put your own folder there"),
+        (f"medmvl demo --model {place.model}", "look and ask in the browser"),
+        ("medmvl list recipes", "the recipes of real models"),
+    ):
+        console.print(f"  {command}", highlight=False, soft_wrap=True)
+        console.print(f"      [dim]{purpose}[/dim]")
