@@ -3,7 +3,7 @@
     python benchmarks/quickstart_seeds.py --seeds 0 1 2 3 --threads 2 [--at-once 1] [--runs runs/seeds] [--out benchmarks/results]
 
 Every seed is one `medmvl quickstart --seed S`, as shipped: other patients, weights and order; the LLM that it begins with is the shipped
-one. `--threads` sets OMP_NUM_THREADS; with `--at-once 2` two seeds run beside each other, and their times are not those of an idle
+one. `--threads` sets OMP_NUM_THREADS; with `--at-once 2` two seeds run at the same time, and their times are not those of an idle
 machine. Runs that are finished are read, not repeated, and the table holds all of `--runs`, so it can be put together from several
 calls. Figures: `FIGURES`.
 """

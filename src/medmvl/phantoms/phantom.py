@@ -19,7 +19,7 @@ DEFAULT_SIZE = (32, 96, 96)
 DEFAULT_RADIOGRAPH = 128
 
 # One stream of random numbers per purpose, so that asking for one thing never changes another.
-_BODY, _SCAN, _RADIOGRAPH, _PERSON, _REPORT, _TEXT = range(2, 8)
+_BODY, _SCAN, _RADIOGRAPH, _PERSON, _REPORT, _TEXT, _PAIR = range(2, 9)
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,10 @@ class Phantom:
     def text_rng(self) -> np.random.Generator:
         """Return a fresh random stream for the wording of questions, the same at every call."""
         return self.rng(_TEXT)
+
+    def pair_rng(self) -> np.random.Generator:
+        """Return a fresh random stream that is the same for this patient and its opposite (see `findings.decide`)."""
+        return np.random.default_rng([self.seed, self.index // 2, _PAIR])
 
     def rng(self, purpose: int) -> np.random.Generator:
         """Return a fresh random stream of this patient for one purpose."""

@@ -27,9 +27,6 @@ BOX_NAMES = {
     "lung nodule": "Nodule",
     "pacemaker": "Pacemaker",
 }
-#: The stream of random numbers that decides which questions are in Chinese: one for a pair of opposite patients, so that each language has
-#: as many "yes" as "no".
-_LANGUAGE = 8
 _FILES = {"val": "validate", "valid": "validate", "validation": "validate"}
 
 
@@ -42,7 +39,7 @@ def questions(phantom: Phantom, *, new_wordings: bool = False) -> list[texts.Que
     """
     rng = phantom.text_rng()
     names = texts.ON_RADIOGRAPH
-    pair = np.random.default_rng([phantom.seed, phantom.index // 2, _LANGUAGE])
+    pair = phantom.pair_rng()  # opposite patients are asked in the same language: each has as many "yes" as "no"
     chinese = [name for name in names if pair.random() < texts.CHINESE_SHARE]
     return [
         *texts.yes_no(phantom.findings, names, "radiograph", rng, new_wordings=new_wordings, chinese=chinese),

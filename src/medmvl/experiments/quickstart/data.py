@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 from medmvl.data.converters import convert
 from medmvl.data.synthetic import is_synthetic
 from medmvl.errors import DataError
@@ -43,14 +40,9 @@ def draw(place: Quickstart, seed: int, scale: float = 1.0) -> None:
     total = 2 * sum(counts.values()) - counts["val"]  # CT-RATE has no such split
     with progress_bar("radiographs and scans", total) as bar:
         in_parallel(
-            _write,
             [(write, place, seed, counts) for write in (_write_radiographs, _write_scans)],
             lambda: bar.update(sum(1 for pattern in _DRAWN for _ in place.raw.glob(pattern))),
         )
-
-
-def _write(write: Callable[..., None], *arguments: Any) -> None:
-    write(*arguments)
 
 
 def _write_radiographs(place: Quickstart, seed: int, counts: dict[str, int]) -> None:

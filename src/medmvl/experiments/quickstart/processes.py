@@ -5,28 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, wait
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any, TypeVar
+from typing import Any
 
 from medmvl.errors import TrainingError
 from medmvl.process_pool import process_pool
 
-T = TypeVar("T")
 
-
-def in_parallel(call: Callable[..., T], arguments: Sequence[tuple[Any, ...]], watch: Callable[[], None]) -> list[T]:
-    """Return `call(*one)` for each of `arguments`, from as many processes; the first error ends all of them.
+def in_parallel(calls: Sequence[tuple[Any, ...]], watch: Callable[[], None]) -> list[Any]:
+    """Return the result of each of `calls`, from as many processes; the first error ends all of them.
 
     Args:
-        call: a function that can be pickled.
-        arguments: those of each call.
+        calls: a function and its arguments each, which can be pickled.
         watch: called every second while they work, such as to move a progress bar, which the processes do not draw.
 
     Raises:
         TrainingError: if a process ends without a result.
     """
     try:
-        with process_pool(len(arguments)) as pool:
-            jobs = [pool.submit(call, *one) for one in arguments]
+        with process_pool(len(calls)) as pool:
+            jobs = [pool.submit(*call) for call in calls]
             pending = set(jobs)
             while pending:
                 done, pending = wait(pending, timeout=1, return_when=FIRST_EXCEPTION)

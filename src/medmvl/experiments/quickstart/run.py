@@ -117,7 +117,7 @@ def evaluate(place: Quickstart) -> dict[str, Any]:
     The benchmarks are answered in parallel.
     """
     with progress_bar("answers", _questions(place)) as bar:
-        answered = in_parallel(_answer, [(place, name) for name in BENCHMARKS], lambda: bar.update(_answers(place)))
+        answered = in_parallel([(_answer, place, name) for name in BENCHMARKS], lambda: bar.update(_answers(place)))
     title = "MedM-VL quickstart: synthetic phantoms, no clinical meaning"
     options = EvaluationOptions(log=place.root / "log.jsonl", title=title)
     results = [score_answered(one, options) for one in answered]

@@ -56,7 +56,8 @@ def pretrain_encoders(place: Quickstart, seed: int, scale: float = 1.0) -> None:
     folders = [place.encoder(modality) for modality in MODALITIES]
     with progress_bar("steps of the encoders", sum(map(_steps, recipes))) as bar:
         in_parallel(
-            _train, list(zip(recipes, folders, strict=True)), lambda: bar.update(sum(map(_steps_done, folders)))
+            [(_train, *job) for job in zip(recipes, folders, strict=True)],
+            lambda: bar.update(sum(map(_steps_done, folders))),
         )
 
 
