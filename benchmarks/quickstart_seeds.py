@@ -11,21 +11,14 @@ calls. Figures: `FIGURES`.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import os
-import platform
-import shutil
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from pathlib import Path
 
-import psutil
-import torch
+from seed_runs import MEASURED, measure, report
 
 FIGURES = {
     "closed 2D": "closed questions about radiographs, accuracy",
@@ -43,8 +36,6 @@ FIGURES = {
     "minutes": "all of the quickstart, by the clock",
     "GB": "peak memory of all processes together, looked at every second",
 }
-LOWER_IS_BETTER = ("closed, blank", "closed, other", "minutes", "GB")
-
 
 #: Which closed questions a figure counts.
 PARTS: dict[str, Callable[[str, str], bool]] = {
@@ -56,31 +47,8 @@ PARTS: dict[str, Callable[[str, str], bool]] = {
 
 def run(folder: Path, seed: int, threads: int) -> None:
     """Run one quickstart, unless its folder holds a finished one."""
-    if (folder / "peak.txt").is_file():  # written last
-        return
-    shutil.rmtree(folder, ignore_errors=True)  # minutes are of whole runs
-    folder.parent.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "medmvl", "quickstart", "--out", str(folder), "--seed", str(seed)]
-    environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
-    with folder.with_suffix(".log").open("w") as log:
-        process = psutil.Popen(command, env=environment, stdout=log, stderr=log)
-        peak = 0
-        while process.poll() is None:
-            peak = max(peak, memory(process))
-            time.sleep(1)
-    if process.returncode:
-        raise SystemExit(f"Seed {seed} failed, see {folder.with_suffix('.log')}.")
-    (folder / "peak.txt").write_text(str(peak))
-
-
-def memory(process: psutil.Process) -> int:
-    """Return the bytes that a process and its children occupy; pages that they share count once (PSS)."""
-    total = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
-        for one in (process, *process.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                total += one.memory_full_info().pss
-    return total
+    measure([command], folder, threads)
 
 
 def parts_of_closed(folder: Path) -> dict[str, float]:
@@ -117,29 +85,17 @@ def figures(folder: Path) -> dict[str, float]:
         "choices": scans["model"]["letter_accuracy"]["value"],
         "report F1": scans["model"]["label_f1_macro"]["value"],
         "minutes": json.loads((folder / "quickstart.json").read_text())["minutes"],
-        "GB": int((folder / "peak.txt").read_text()) / 1e9,
+        "GB": json.loads((folder / MEASURED).read_text())["peak_bytes"] / 1e9,
     }
 
 
 def finished(runs: Path) -> dict[str, Path]:
     """Return column title -> folder of every finished run below `runs`."""
     found = {}
-    for path in runs.glob("threads-*-seed-*/peak.txt"):
+    for path in runs.glob(f"threads-*-seed-*/{MEASURED}"):
         _, threads, _, seed = path.parent.name.split("-")
         found[int(threads), int(seed)] = path.parent
     return {f"seed {seed}, {threads} thread(s)": found[threads, seed] for threads, seed in sorted(found)}
-
-
-def table(found: dict[str, dict[str, float]]) -> list[str]:
-    """Return a Markdown table: a row per figure, a column per run, and median and worst."""
-    lines = [f"| figure | {' | '.join(found)} | median | worst |", "|---|" + "---|" * (len(found) + 2)]
-    for name in FIGURES:
-        values = [run[name] for run in found.values()]
-        worst = max(values) if name in LOWER_IS_BETTER else min(values)
-        digits = 1 if name in ("minutes", "GB") else 3
-        numbers = [*values, statistics.median(values), worst]
-        lines.append(f"| {name} | {' | '.join(f'{value:.{digits}f}' for value in numbers)} |")
-    return lines
 
 
 def main() -> None:
@@ -154,20 +110,14 @@ def main() -> None:
     folders = {seed: options.runs / f"threads-{options.threads}-seed-{seed}" for seed in options.seeds}
     with ThreadPoolExecutor(options.at_once) as pool:
         list(pool.map(lambda seed: run(folders[seed], seed, options.threads), options.seeds))
-    found = {title: figures(folder) for title, folder in finished(options.runs).items()}
-    lines = [
-        f"# The quickstart over seeds and thread counts, {datetime.now(UTC):%Y-%m-%d}",
-        "",
-        f"All runs below `--runs`; the last call was `python benchmarks/quickstart_seeds.py {' '.join(sys.argv[1:])}`. "
-        f"Python {platform.python_version()}, torch {torch.__version__}, {os.cpu_count()} cores.",
-        "",
-        *table(found),
-        "",
-        *(f"- {name}: {text}." for name, text in FIGURES.items()),
-    ]
-    path = options.out / f"{datetime.now(UTC):%Y-%m-%d}-quickstart-seeds.md"
-    path.write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    report(
+        "quickstart-seeds",
+        "The quickstart over seeds and thread counts",
+        finished(options.runs),
+        figures,
+        FIGURES,
+        options.out,
+    )
 
 
 if __name__ == "__main__":

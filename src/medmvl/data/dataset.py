@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -180,6 +181,7 @@ class _JsonRows:
     def __getitem__(self, index: int) -> Any:
         if self._handle is None:
             self._handle = os.open(self.path, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._handle).atexit = False  # loader threads may read until the very end
         begin, end, _ = (int(value) for value in self._spans[index])
         # pread has no file position, so threads and forked loader workers may share the handle.
         return decode_line(os.pread(self._handle, end - begin, begin), self.where(index))
@@ -189,11 +191,6 @@ class _JsonRows:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_handle": None}
-
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None:
-            os.close(self._handle)  # type: ignore[arg-type]
-            self._handle = None
 
 
 class _ParquetRows:
