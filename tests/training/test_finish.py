@@ -1,4 +1,4 @@
-"""A checkpoint put together from pieces is the one that the whole model writes."""
+"""A finished stage holds what was trained: pieces and whole model write the same, and wrong weights are not published."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from medmvl import MedMVLForConditionalGeneration
-from medmvl.errors import CheckpointError
+from medmvl.errors import CheckpointError, TrainingError
 from medmvl.models import weight_writer
 from medmvl.models.weights import Weights
 from medmvl.training.engine.callbacks import Callback
 from medmvl.training.engine.consolidate import write_consolidated
+from medmvl.training.engine.finished import FinishedCheck
 from medmvl.training.engine.state import BUFFERS, WEIGHTS, write_values
-from medmvl.training.engine.trainable import Adaptation
+from medmvl.training.engine.trainable import Adaptation, TrainableModel
 from medmvl.training.recipe_io import load_recipe
 from medmvl.training.run import train
 
@@ -79,3 +80,41 @@ def test_pieces_of_another_model_are_refused(recipe, tmp_path):
     adaptation = Adaptation.of(load_recipe(settings).stages[0])
     with pytest.raises(CheckpointError, match="missing"):
         write_consolidated(tmp_path / "together", start, tmp_path, adaptation, "float32")
+
+
+def test_wrong_frozen_weights_are_not_published(recipe, tmp_path, monkeypatch):
+    """A bf16 stage that gives one frozen matrix of the LLM back with another sign stops before it writes anything."""
+    restore = TrainableModel.restore
+
+    def restore_wrongly(self):
+        restore(self)
+        self.model.language_model.get_submodule("model.layers.0.self_attn.o_proj").weight.data.neg_()
+
+    monkeypatch.setattr(TrainableModel, "restore", restore_wrongly)
+    with pytest.raises(TrainingError, match="bf16 to fp32"):
+        train(recipe({"max_steps": 1, "train": CONNECTORS, "precision": "bf16"}), tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "value", "half", "accepted"),
+    [
+        (1, 40.0, True, True),  # a massive activation that came with the rounding, as in SmolLM2-135M
+        (1, 40.0, False, False),
+        (5, 40.0, True, False),
+        (1, float("nan"), True, False),
+        (40, 0.1, True, True),
+        (40, 0.1, False, False),
+    ],
+)
+def test_rounding_to_half_precision_may_turn_single_rows(rows, value, half, accepted):
+    expected = torch.linspace(-1, 1, 40 * 8).reshape(40, 8)
+    found = expected.clone()
+    found[:rows] += value
+    check = FinishedCheck("s")
+    if accepted:
+        check.compare("c", found, expected, half=half)
+        assert check.differences["c"] == pytest.approx(value)
+    else:
+        with pytest.raises(TrainingError, match="'s'"):
+            check.compare("c", found, expected, half=half)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,11 @@ from medmvl.errors import TrainingError
 #: Largest difference that is rounding, relative to the largest value: of fp32 results, and if weights or activations were
 #: rounded to half precision in between.
 TOLERANCE, HALF_TOLERANCE = 1e-3, 0.25
+
+#: Share of the rows that may differ by more than that if half precision was in between. A pretrained LLM has massive activations
+#: (arXiv 2402.17762) that come or go at single tokens of a random text with the rounding: of SmolLM2-135M after LoRA, 1 of 37 tokens
+#: differed by 1.2, all others by less than 0.05. Wrong weights change most rows.
+HALF_OUTLIERS = 0.1
 
 
 @dataclass
@@ -36,20 +42,29 @@ class FinishedCheck:
     what: str = "logits"
     differences: dict[str, float] = field(default_factory=dict)
 
-    def compare(self, name: str, found: Tensor, expected: Tensor, tolerance: float = TOLERANCE) -> None:
-        """Note the difference of two results of equal shape.
+    def compare(self, name: str, found: Tensor, expected: Tensor, *, half: bool = False) -> None:
+        """Note the largest difference of two results of equal shape (rows, values).
+
+        Args:
+            name: of the comparison.
+            found: of the finished model.
+            expected: of the trained model.
+            half: whether half precision was in between.
 
         Raises:
-            TrainingError: if it is larger than `tolerance`, or not a number.
+            TrainingError: if more than rounding differs, or a result is not a number.
         """
         found, expected = found.detach().float().cpu(), expected.detach().float().cpu()
-        difference = float((found - expected).abs().max() / expected.abs().max().clamp(min=1e-12))
+        tolerance, outliers = (HALF_TOLERANCE, HALF_OUTLIERS) if half else (TOLERANCE, 0.0)
+        differences = (found - expected).abs().amax(dim=-1) / expected.abs().max().clamp(min=1e-12)
+        difference = float(differences.max())
         self.differences[name] = max(difference, self.differences.get(name, 0.0))
-        if not difference <= tolerance:
+        beyond = float((differences > tolerance).float().mean())
+        if not isfinite(difference) or beyond > outliers:
             raise TrainingError(
                 f"Stage {self.stage!r}: the finished model's {self.what} differ from the trained model's by {difference:.1e} of "
-                f"the largest one ({name}), more than rounding explains ({tolerance:.0e}). Its checkpoints are kept. Please "
-                "report this."
+                f"the largest one ({name}), and {beyond:.0%} of them by more than rounding explains ({tolerance:.0e}). Its "
+                "checkpoints are kept. Please report this."
             )
 
     def when_written(

@@ -31,7 +31,7 @@ from medmvl.training.engine.batch import Batch, EncodedSample
 from medmvl.training.engine.checkpoints import sealed_directory
 from medmvl.training.engine.devices import Engine
 from medmvl.training.engine.distributed import barrier, is_main_process
-from medmvl.training.engine.finished import HALF_TOLERANCE, FinishedCheck, release_gradients, round_weights
+from medmvl.training.engine.finished import FinishedCheck, release_gradients, round_weights
 from medmvl.training.engine.modes import evaluating
 from medmvl.training.engine.sampling import CHARACTERS_PER_TOKEN
 from medmvl.training.engine.trainable import Adaptation
@@ -167,7 +167,7 @@ class ContrastiveObjective(Objective):
             with engine.autocast():
                 half = _embeddings(self.dual)
             self.trainable.restore()
-            check.compare("bf16 to fp32", _embeddings(self.dual), half, HALF_TOLERANCE)
+            check.compare("bf16 to fp32", _embeddings(self.dual), half, half=True)
         trained = _embeddings(self.dual)
         finished = self.trainable.finish()
         assert isinstance(finished, DualEncoder)
@@ -177,7 +177,7 @@ class ContrastiveObjective(Objective):
         if dtype != "float32":
             round_weights(finished, getattr(torch, dtype))
             expected = _embeddings(finished)
-            check.compare(f"rounded to {dtype}", expected, merged, HALF_TOLERANCE)
+            check.compare(f"rounded to {dtype}", expected, merged, half=True)
 
         def compare(folder: Path) -> None:
             check.compare("written", _embeddings(DualEncoder.from_pretrained(folder, dtype=torch.float32)), expected)

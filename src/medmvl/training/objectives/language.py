@@ -43,7 +43,7 @@ from medmvl.training.engine.batch import Batch, EncodedSample
 from medmvl.training.engine.consolidate import write_consolidated
 from medmvl.training.engine.devices import Engine
 from medmvl.training.engine.distributed import barrier, is_main_process
-from medmvl.training.engine.finished import HALF_TOLERANCE, TOLERANCE, FinishedCheck, release_gradients, round_weights
+from medmvl.training.engine.finished import FinishedCheck, release_gradients, round_weights
 from medmvl.training.engine.modes import evaluating
 from medmvl.training.engine.sampling import CHARACTERS_PER_TOKEN
 from medmvl.training.engine.state import BUFFERS, WEIGHTS, ValueReader, write_values
@@ -349,7 +349,7 @@ class LanguageObjective(Objective):
             with engine.autocast():
                 half = self._logits(self.model)
             self.trainable.restore()
-            check.compare("bf16 to fp32", self._logits(self.model), half, HALF_TOLERANCE)
+            check.compare("bf16 to fp32", self._logits(self.model), half, half=True)
         trained = self._logits(self.model)
         adapters, trained_values = stage_adapters(self.trainable), self.trainable.trainable()
         model: MedMVLForConditionalGeneration = self.trainable.finish()
@@ -359,10 +359,10 @@ class LanguageObjective(Objective):
         if dtype is not torch.float32:
             round_weights(model, dtype)
             expected = self._logits(model)
-            check.compare(f"rounded to {context.stage.save_dtype}", expected, merged, HALF_TOLERANCE)
+            check.compare(f"rounded to {context.stage.save_dtype}", expected, merged, half=True)
         model.to(dtype).config.text_config.dtype = context.stage.save_dtype
         write = _with_adapters(model.save_pretrained, adapters, trained_values.__getitem__, context.source_name)
-        write_model = check.when_written(write, partial(self._compare_folder, check, expected, TOLERANCE))
+        write_model = check.when_written(write, partial(self._compare_folder, check, expected, False))
         context.save(write_model, self.processor)
 
     def _finish_sharded(self, engine: Engine, context: StageContext, check: FinishedCheck) -> None:
@@ -386,15 +386,14 @@ class LanguageObjective(Objective):
             adapters, values = stage_adapters(self.trainable), ValueReader(pieces, WEIGHTS)
             write = _with_adapters(consolidate, adapters, values.__getitem__, context.source_name)
             rounded = self._adaptation.half or dtype != "float32"
-            tolerance = HALF_TOLERANCE if rounded else TOLERANCE
-            write_model = check.when_written(write, partial(self._compare_folder, check, trained, tolerance))
+            write_model = check.when_written(write, partial(self._compare_folder, check, trained, rounded))
             context.save(write_model, self.processor)
             shutil.rmtree(pieces)
 
-    def _compare_folder(self, check: FinishedCheck, expected: Tensor, tolerance: float, folder: Path) -> None:
+    def _compare_folder(self, check: FinishedCheck, expected: Tensor, half: bool, folder: Path) -> None:
         """Compare the model that a folder holds, in fp32, with the expected logits (T, V)."""
         written = MedMVLForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
-        check.compare("written", self._logits(written), expected, tolerance)
+        check.compare("written", self._logits(written), expected, half=half)
 
 
 def _with_adapters(
