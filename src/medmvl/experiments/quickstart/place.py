@@ -61,3 +61,11 @@ class Quickstart:
     def encoder(self, modality: str) -> Path:
         """Return the run folder in which the encoder of "image" or "volume" is pretrained."""
         return self.root / f"{modality}-encoder"
+
+
+def line_count(file: Path) -> int:
+    """Return the number of lines of a file; 0 if there is none."""
+    if not file.is_file():
+        return 0
+    with file.open("rb") as handle:
+        return sum(1 for _ in handle)

@@ -20,9 +20,9 @@ from medmvl.errors import RecipeError
 from medmvl.evaluation import EvaluationOptions
 from medmvl.evaluation.evaluate_model import PREDICTIONS, Answered, answer_benchmark, score_answered
 from medmvl.experiments.quickstart.data import convert_all, draw, prepare_volumes, write_warmup
-from medmvl.experiments.quickstart.place import Quickstart
+from medmvl.experiments.quickstart.place import Quickstart, line_count
 from medmvl.experiments.quickstart.processes import in_parallel
-from medmvl.experiments.quickstart.training import PRETRAINED_LLM, encoder_recipe, lines, pretrain_encoders, recipe
+from medmvl.experiments.quickstart.training import PRETRAINED_LLM, encoder_recipe, pretrain_encoders, recipe
 from medmvl.files import OutputLock, PathLike, read_json, write_json
 from medmvl.inference import GenerationOptions
 from medmvl.phantoms import VERSION
@@ -138,11 +138,11 @@ def _answer(place: Quickstart, benchmark: str) -> Answered:
 
 
 def _questions(place: Quickstart) -> int:
-    return (1 + len(CONTROLS)) * sum(lines(place.data / name / "test.jsonl") for name in BENCHMARKS)
+    return (1 + len(CONTROLS)) * sum(line_count(place.data / name / "test.jsonl") for name in BENCHMARKS)
 
 
 def _answers(place: Quickstart) -> int:
-    return sum(map(lines, (place.root / PREDICTIONS).glob("*.jsonl")))
+    return sum(map(line_count, (place.root / PREDICTIONS).glob("*.jsonl")))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from medmvl.experiments.quickstart.place import Quickstart
+from medmvl.experiments.quickstart.place import Quickstart, line_count
 from medmvl.experiments.quickstart.processes import in_parallel
 from medmvl.progress_bar import is_shown, progress_bar
 from medmvl.training.recipe import Recipe
@@ -25,9 +25,8 @@ PRETRAINED_LLM = Path(str(resources.files("medmvl.experiments") / "phantom_llm")
 def encoder_recipe(place: Quickstart, modality: str, seed: int, scale: float = 1.0) -> Recipe:
     """Return the recipe that pretrains the encoder of "image" or "volume" by captioning."""
     settings = _settings(f"{modality}-encoder", place, seed, scale)
-    settings["run"][
-        "progress"
-    ] = not is_shown()  # a bar counts the steps of both; without a terminal each writes its lines
+    # A bar counts the steps of both encoders; without a terminal each writes its lines.
+    settings["run"]["progress"] = not is_shown()
     return load_recipe(settings)
 
 
@@ -69,16 +68,8 @@ def _steps(recipe: Recipe) -> int:
     """Return the steps of a recipe's only stage, whose data are one file."""
     (stage,), ((name, _),) = recipe.stages, recipe.data.items()
     assert stage.epochs is not None
-    return math.ceil(stage.epochs * lines(Path(recipe.path(recipe.data[name].path))) / stage.batch_size)
+    return math.ceil(stage.epochs * line_count(Path(recipe.path(recipe.data[name].path))) / stage.batch_size)
 
 
 def _steps_done(folder: Path) -> int:
-    return lines(folder / "log.jsonl")
-
-
-def lines(file: Path) -> int:
-    """Return the number of lines of a file; 0 if there is none."""
-    if not file.is_file():
-        return 0
-    with file.open("rb") as handle:
-        return sum(1 for _ in handle)
+    return line_count(folder / "log.jsonl")
