@@ -173,11 +173,18 @@ def _refuse(faults: list[str], what: str) -> None:
         raise DataError("\n  ".join([f"{len(faults)} {what}:", *faults[:NAMED_FAULTS]]) + more)
 
 
+#: What stands below the plan's table.
+EXPLAINED = (
+    "records: steps x batch; supervised: share of the tokens that the loss is taken of; longest: tokens of the longest sample; "
+    "GB: estimated. --hardware adds hours."
+)
+
+
 def _print_plans(plans: list[StagePlan], machine: Hardware | None, console: Console) -> None:
     title = "Plan" if machine is None else f"Plan on {machine.count} x {machine.name}, {UTILIZATION:.0%} of its peak"
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", caption=EXPLAINED, caption_justify="left")
     table.add_column("stage")
-    columns = ["steps", "records", "tokens\n/step", "with\nloss", "longest", "TFLOP\n/step", "GB\n/device"]
+    columns = ["steps", "records", "tokens\n/step", "super-\nvised", "longest", "TFLOP\n/step", "GB\n/device"]
     for column in [*columns, *(["hours", "GPU-\nhours"] if machine is not None else [])]:
         table.add_column(column, justify="right")
     for plan in plans:

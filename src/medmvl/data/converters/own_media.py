@@ -35,17 +35,19 @@ class MediaWriter:
         self._job, self._root, self._masker = job, root, masker
         screen = PathScreen(identity for _, identity in rows)
         place = str(job.source.resolve())  # stands in the report as the root of the paths
-        self.exports = any(screen.holds(place, identity) for cells, identity in rows if any(cells)) or any(
-            not isinstance(entry, str) or screen.holds(entry, identity)
-            for cells, identity in rows
-            for cell in cells
-            for entry in entries_of(cell)
-        )
+        cells = [(entry, identity) for cells, identity in rows for cell in cells for entry in entries_of(cell)]
+        reasons = {
+            "pictures were embedded in the table": any(not isinstance(entry, str) for entry, _ in cells),
+            "paths named patients": any(screen.holds(place, identity) for _, identity in cells)
+            or any(isinstance(entry, str) and screen.holds(entry, identity) for entry, identity in cells),
+        }
+        self.exports = any(reasons.values())
         if self.exports:
             job.report.exported = True
+            why = " and ".join(reason for reason, holds in reasons.items() if holds)
             job.report.note(
-                "Files are in media/ of the output: pictures were embedded, or paths named patients. Linked files are the "
-                "originals: their headers keep what identifies a patient. `medmvl data deidentify` makes copies without it."
+                f"Files are in media/ of the output, for {why}. Linked files are the originals: their headers keep what identifies a "
+                "patient. `medmvl data deidentify` makes copies without it."
             )
 
     def paths(self, cell: Any, kind: str, row: str) -> list[str] | None:

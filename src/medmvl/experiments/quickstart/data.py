@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from PIL import Image
+
 from medmvl.data.converters import convert
 from medmvl.data.synthetic import is_synthetic
 from medmvl.errors import DataError
 from medmvl.experiments.quickstart.place import Quickstart
 from medmvl.experiments.quickstart.processes import in_parallel
-from medmvl.files import atomic_directory
-from medmvl.phantoms import split_patients, write_ct_rate, write_dicom_series, write_slake
+from medmvl.files import atomic_directory, write_text
+from medmvl.phantoms import Phantom, split_patients, write_ct_rate, write_dicom_series, write_slake
 from medmvl.phantoms.warmup_texts import write_captions, write_closed
 from medmvl.processing.cache import build_cache
 from medmvl.progress_bar import progress_bar
@@ -32,7 +34,7 @@ def patient_counts(scale: float) -> dict[str, int]:
 
 
 def draw(place: Quickstart, seed: int, scale: float = 1.0) -> None:
-    """Draw the phantoms and write them in the layouts of the public data sets, and one scan as DICOM.
+    """Draw the phantoms and write them in the layouts of the public data sets, and one patient as an example.
 
     The two data sets are drawn by two processes; complete parts are kept.
     """
@@ -54,9 +56,16 @@ def _write_scans(place: Quickstart, seed: int, counts: dict[str, int]) -> None:
     patients = split_patients(seed, counts, SCAN, RADIOGRAPH)
     if not is_synthetic(place.raw / "ct-rate"):
         write_ct_rate(place.raw / "ct-rate", {"train": patients["train"], "valid": patients["test"]})
-    if not place.dicom.exists():
-        with atomic_directory(place.dicom) as folder:
-            write_dicom_series(folder, patients["test"][0])
+    if not place.dicom.exists():  # written last
+        _write_example(place, patients["test"][0])
+
+
+def _write_example(place: Quickstart, patient: Phantom) -> None:
+    """Write one held-out patient's radiograph, true report and CT."""
+    Image.fromarray(patient.radiograph).save(place.radiograph)
+    write_text(place.report, patient.report.text + "\n")
+    with atomic_directory(place.dicom) as folder:
+        write_dicom_series(folder, patient)
 
 
 def convert_all(place: Quickstart) -> None:

@@ -55,8 +55,18 @@ class Quickstart:
 
     @property
     def dicom(self) -> Path:
-        """One held-out CT as a DICOM series, to try `medmvl ask` on."""
+        """The CT of a held-out patient as a DICOM series, to try `medmvl ask` on."""
         return self.root / "example-dicom"
+
+    @property
+    def radiograph(self) -> Path:
+        """The radiograph of the same patient."""
+        return self.root / "example-radiograph.png"
+
+    @property
+    def report(self) -> Path:
+        """The true report of the same patient."""
+        return self.root / "example-report.txt"
 
     def encoder(self, modality: str) -> Path:
         """Return the run folder in which the encoder of "image" or "volume" is pretrained."""

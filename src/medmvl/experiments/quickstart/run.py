@@ -8,6 +8,9 @@ the right picture.
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -162,12 +165,22 @@ def _say_what_next(place: Quickstart, results: dict[str, Any], minutes: float, c
         )
         console.print(f"{name}: closed accuracy [bold]{accuracy:.1%}[/bold] on held-out patients ({blind})")
     console.print(f"All of it took {minutes:.1f} minutes. Open [bold]{place.root / 'report.html'}[/bold]")
-    console.print("\nWhat to run next:")
-    ask = f'medmvl ask --model {place.model} --volume {place.dicom} "Is there a pleural effusion?"'
-    for command, purpose in (
-        (ask, "ask about a CT given as DICOM files; put your own folder there"),
-        (f"medmvl demo --model {place.model}", "look and ask in the browser"),
-        ("medmvl list recipes", "the recipes of real models"),
+    console.print(
+        f"\nWhat to run next ({place.dicom} and {place.radiograph} are a held-out patient, {place.report} is the true report):",
+        highlight=False,
+        soft_wrap=True,
+    )
+    medmvl = command_name()
+    for arguments, purpose in (
+        (f'ask --model {place.model} --volume {place.dicom} "Is there a pleural effusion?"', "ask about a CT"),
+        (f"demo --model {place.model}", "look and ask in the browser"),
+        ("data sample export", "begin docs/first-model.md: from a hospital's export to a fine-tuned model"),
     ):
-        console.print(f"  {command}", highlight=False, soft_wrap=True)
+        console.print(f"  {medmvl} {arguments}", highlight=False, soft_wrap=True)
         console.print(f"      [dim]{purpose}[/dim]")
+
+
+def command_name() -> str:
+    """Return how `medmvl` is called from here: its path if the shell would not find it."""
+    script = Path(sys.executable).with_name("medmvl")
+    return "medmvl" if shutil.which("medmvl") or not script.is_file() else os.path.relpath(script)

@@ -82,8 +82,8 @@ class FinishedCheck:
 
     def say(self) -> None:
         """Print the differences."""
-        found = ", ".join(f"{difference:.1e} ({name})" for name, difference in self.differences.items())
-        message = f"Stage {self.stage}: {self.what} of the finished model differ by at most {found} of the largest one."
+        found = ", ".join(f"{name} {difference:.1e}" for name, difference in self.differences.items())
+        message = f"Stage {self.stage}: the checkpoint was checked against the trained model; {self.what} differ by at most: {found}."
         Console(stderr=True, soft_wrap=True).print(message, highlight=False, markup=False)
 
 
