@@ -75,7 +75,7 @@ WAY = (
     Step("Read the file", "imaging/read.py", "Volume: array in HU, spacing in mm, orientation, history"),
     Step("Read the record", "data/dataset.py", "Sample: messages with placeholders, paths"),
     Step("Draw it for a step", "data/mixture.py", "record number per step and device"),
-    Step("Apply the geometry", "imaging/preprocessing/geometry.py", "tensor (C, D, H, W), float32"),
+    Step("Apply the geometry", "imaging/preprocessing/geometry.py", "tensor (C, D, H, W), uint8 or float32"),
     Step("Count visual tokens", "models/grid.py", "number of tokens of the image or volume"),
     Step("Apply the chat template", "processing/chat.py", "input_ids (T,), labels (T,)"),
     Step("Collate or pack", "processing/collate.py", "batch (B, T), visual inputs (N, C, D, H, W)"),

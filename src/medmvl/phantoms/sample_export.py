@@ -27,7 +27,7 @@ STUDY_COLUMNS = ("MRN", "Sex", "Age", "Film", "CT", "Report")
 QUESTION_COLUMNS = ("MRN", "CT", "Question", "Answer")
 README = """This export is synthetic: MedM-VL drew the patients, nobody was examined.
 
-dicom/<MRN>/ct       a chest CT, one DICOM file per slice, file names in no order
+dicom/<MRN>/ct       a chest CT, one DICOM file per slice, numbered in no order
 dicom/<MRN>/cr       the radiograph of the same patient
 films/<MRN>.png      the radiograph as a picture
 studies.xlsx         a row per patient, with the report
