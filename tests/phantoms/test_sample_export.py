@@ -13,7 +13,9 @@ from typer.testing import CliRunner
 from dicom_validity import dicom_errors, needs_dciodvfy
 from medmvl.cli.main import app
 from medmvl.data.dataset import SampleDataset
+from medmvl.data.synthetic import LICENSE
 from medmvl.errors import MedMVLError
+from medmvl.files import read_json
 from medmvl.imaging import read_image, read_volume
 from medmvl.phantoms import draw_patient
 from medmvl.phantoms.sample_export import CT_SIZE, FILM_SIZE, write_sample_export
@@ -35,6 +37,10 @@ def test_the_export_becomes_records_split_by_patient(tmp_path, monkeypatch):
     patients = {name: {data[i].extra["patient"] for i in range(len(data))} for name, data in splits.items()}
     assert [len(found) for found in patients.values()] == [2, 1, 1]
     assert len(set.union(*patients.values())) == 4
+    assert all(data[i].extra["synthetic"] for data in splits.values() for i in range(len(data)))
+    report = read_json(tmp_path / "questions/report.json")
+    assert (report["synthetic"], report["license"]) == (True, LICENSE)
+    assert report["title"] == "Synthetic phantoms in the layout of a hospital's export"
     run("data", "check", tmp_path / "questions/train.jsonl")
     run("data", "audit", *(tmp_path / f"questions/{name}.jsonl" for name in splits))
 

@@ -29,6 +29,7 @@ def convert(
     them; an unknown setting is rejected with the known ones.
     """
     from medmvl.data import converters
+    from medmvl.files import read_json
     from medmvl.progress_bar import progress_bar
 
     options = _settings(settings or []) | _flags(context.args)
@@ -43,8 +44,8 @@ def convert(
             limit=limit,
             on_record=bar.advance,
         )
-    converter = converters.DATASETS[result.report.read_as[0] if result.report.read_as else name]
-    typer.echo(f"{converter.title}. License: {converter.license}")
+    report = read_json(out / "report.json")
+    typer.echo(f"{report['title']}. License: {report['license']}")
     for split, file in result.files.items():
         typer.echo(f"{file}: {result.counts[split]} records")
     for kind, counts in (("left out", result.report.left_out), ("faulty", result.report.faults)):

@@ -14,14 +14,27 @@ LICENSE = "Apache-2.0 (drawn by medmvl; synthetic)"
 _BEGINNING = "Synthetic phantoms in the layout of "
 
 
-def write_note(root: Path, layout: str) -> None:
-    """Write into `root` that its files are phantoms in the layout of a public data set."""
-    write_text(root / NOTE_FILE, f"{_BEGINNING}{layout}. No patient, no clinical meaning.\n")
+def write_note(root: Path, layout: str, more: str = "") -> None:
+    """Write into `root` that its files are phantoms in a layout, such as that of a public data set.
+
+    Args:
+        root: their folder.
+        layout: name of the layout.
+        more: text below the note.
+    """
+    write_text(root / NOTE_FILE, f"{_BEGINNING}{layout}. No patient, no clinical meaning.\n{more}")
+
+
+def read_note(root: Path) -> str | None:
+    """Return the first sentence of the note of `write_note` in `root`, without its full stop; None if there is none."""
+    try:
+        with (root / NOTE_FILE).open(encoding="utf-8") as file:
+            first = file.readline(1000)
+    except (OSError, UnicodeDecodeError):
+        return None
+    return first.partition(". ")[0].strip() if first.startswith(_BEGINNING) else None
 
 
 def is_synthetic(root: Path) -> bool:
     """Return whether `root` holds the note of `write_note`."""
-    try:
-        return (root / NOTE_FILE).read_text(encoding="utf-8").startswith(_BEGINNING)
-    except (OSError, UnicodeDecodeError):
-        return False
+    return read_note(root) is not None

@@ -12,7 +12,8 @@ from pathlib import Path
 import openpyxl
 from PIL import Image
 
-from medmvl.files import PathLike, atomic_directory, check_new_folder, write_text
+from medmvl.data.synthetic import write_note
+from medmvl.files import PathLike, atomic_directory, check_new_folder
 from medmvl.phantoms import texts
 from medmvl.phantoms.dicom import write_dicom_radiograph, write_dicom_series
 from medmvl.phantoms.findings import FINDINGS
@@ -25,7 +26,8 @@ CT_SIZE, FILM_SIZE = (32, 96, 96), 128
 DEFAULT_SEED = 2026
 STUDY_COLUMNS = ("MRN", "Sex", "Age", "Film", "CT", "Report")
 QUESTION_COLUMNS = ("MRN", "CT", "Question", "Answer")
-README = """This export is synthetic: MedM-VL drew the patients, nobody was examined.
+README = """
+MedM-VL drew the patients, nobody was examined.
 
 dicom/<MRN>/ct       a chest CT, one DICOM file per slice, numbered in no order
 dicom/<MRN>/cr       the radiograph of the same patient
@@ -58,7 +60,7 @@ def write_sample_export(target: PathLike, patients: int = 24, seed: int = DEFAUL
         _write_studies(folder / "studies.xlsx", cohort)
         with (folder / "questions.csv").open("w", newline="", encoding="utf-8") as file:
             csv.writer(file).writerows([QUESTION_COLUMNS, *(row for phantom in cohort for row in _questions(phantom))])
-        write_text(folder / "README.txt", README)
+        write_note(folder, "a hospital's export", README)
     return target
 
 

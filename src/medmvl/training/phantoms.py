@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from medmvl.data.converters import convert
+from medmvl.data.synthetic import write_note
 from medmvl.errors import RecipeError
 from medmvl.files import read_json, write_json
 from medmvl.phantoms import VERSION, split_patients, write_ct_rate, write_slake
@@ -41,6 +42,7 @@ def draw_phantoms(recipe: Recipe) -> None:
         section.size,
         section.radiograph,
     )
+    write_note(root, "SLAKE and CT-RATE")  # for the records below it that have no media
     write_slake(root / "slake", patients)
     write_ct_rate(root / "ct-rate", {"train": patients["train"], "valid": patients["test"]})
     convert("slake", root / "slake", root / "2d", options={"multi_turn": True})

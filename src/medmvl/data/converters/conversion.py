@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import medmvl.data.converters.all  # noqa: F401  (registers the converters)
-from medmvl.data.converters.converter import DATASETS, ConversionReport, Converter, Job
+from medmvl.data.converters.converter import DATASETS, NOT_STATED, ConversionReport, Converter, Job
 from medmvl.data.converters.seen import SeenIds
 from medmvl.data.record import parse_record
 from medmvl.data.synthetic import LICENSE as SYNTHETIC_LICENSE
-from medmvl.data.synthetic import is_synthetic
+from medmvl.data.synthetic import read_note
 from medmvl.errors import DataError
 from medmvl.files import OutputLock, PathLike, atomic, existing_folder, read_json, write_json
 
@@ -166,17 +166,20 @@ def _remove_stale(out: Path, current: Iterable[str]) -> None:
 
 
 def _report(converter: Converter, job: Job, result: Conversion) -> dict[str, Any]:
-    synthetic = is_synthetic(job.source)
+    note, given = read_note(job.source), getattr(job.options, "license", None)
     options = job.options
     if job.report.read_as is not None:
         converter, options = DATASETS[job.report.read_as[0]], job.report.read_as[1]
-    license_ = SYNTHETIC_LICENSE if synthetic else converter.license
+    title, license_ = converter.title, given or converter.license
+    if note is not None:
+        title = note if converter.license == NOT_STATED else f"Synthetic phantoms in the layout of {converter.title}"
+        license_ = given or SYNTHETIC_LICENSE
     return {
         "dataset": converter.name,
-        "title": f"Synthetic phantoms in the layout of {converter.title}" if synthetic else converter.title,
+        "title": title,
         "license": license_,
         "licence": license_,  # the key of reports before November 2026, which scripts of users read
-        "synthetic": synthetic,
+        "synthetic": job.synthetic,
         "homepage": converter.homepage,
         "media_root": os.path.relpath(result.media_root, job.out),
         "options": options.model_dump(mode="json"),

@@ -10,17 +10,22 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from medmvl.data.synthetic import is_synthetic
 from medmvl.data.tables import iter_table
 from medmvl.errors import DataError, did_you_mean
 from medmvl.registry import Registry
 
 Record = dict[str, Any]
 Rows = Iterator[tuple[str, Record]]
+
+#: License of data whose owner has stated none.
+NOT_STATED = "not stated"
 
 NAMED = 20  # how many examples of each kind of fault the report names
 
@@ -98,6 +103,11 @@ class Job:
     options: Any
     report: ConversionReport
     file: Path | None = None
+
+    @cached_property
+    def synthetic(self) -> bool:
+        """Whether the source bears the mark of phantoms."""
+        return is_synthetic(self.source)
 
     def rows(
         self, table: Path, required: Iterable[str] = (), *, any_encoding: bool = False, encoding: str | None = None

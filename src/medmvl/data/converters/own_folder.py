@@ -11,7 +11,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from medmvl.data.converters.chat_files import CHAT_SUFFIXES, iter_chat
-from medmvl.data.converters.converter import DATASETS, Converter, Job, Options, Record, Rows, yes_or_no
+from medmvl.data.converters.converter import DATASETS, NOT_STATED, Converter, Job, Options, Record, Rows, yes_or_no
 from medmvl.data.converters.own_identity import Identity, IdentityFinder, Masker, cell_text
 from medmvl.data.converters.own_media import MediaWriter, entries_of
 from medmvl.data.converters.splits import divide
@@ -49,6 +49,9 @@ class FolderOptions(Options):
         "auto",
         description="comma-separated columns that identify patients, besides `patient`: their values are removed from texts, "
         "ids and paths; auto: by the columns' names; none: no column",
+    )
+    license: str | None = Field(
+        None, description="license of the data, for the report and model cards; default: not stated"
     )
     encoding: str | None = Field(
         None, description="encoding of a csv table, such as cp850 or mac_roman; UTF-8, UTF-16 and cp1252 are detected"
@@ -271,6 +274,7 @@ def _record(
         "patient": masker.patient(identity),
         "answer_type": ("CLOSED" if yes_or_no(answer) else "OPEN") if options.task == "vqa" else None,
         "read": _reading(options),
+        "synthetic": job.synthetic,
     }
     kept = {name: masker.value(row.cells[name], identity) for name in options.kept()}
     kept = {name: value for name, value in kept.items() if value not in (None, "")}
@@ -303,7 +307,7 @@ FOLDER = DATASETS.add(
     Converter(
         name="folder",
         title="Your own data: a table and a folder of images or volumes",
-        license="Yours; patient data stay where they are, nothing is uploaded.",
+        license=NOT_STATED,
         homepage="docs/own-data.md",
         layout="one .csv, .tsv, .xlsx or .parquet table with a column of paths relative to it (or of pictures), a data set saved "
         "by `datasets` or in the hub's parquet shards, or a .json or .jsonl chat file as of LLaMA-Factory, ms-swift or ShareGPT.",
