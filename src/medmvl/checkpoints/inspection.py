@@ -22,7 +22,7 @@ from medmvl.checkpoints.model_facts import model_facts
 from medmvl.errors import naming, printable
 from medmvl.files import PathLike, read_json
 from medmvl.imaging import Geometry
-from medmvl.models.weights import Weights, check_layers
+from medmvl.models.weights import Weights, check_layers, is_parameter
 from medmvl.pretrained import ADAPTER_CONFIG, read_raw_config, translate_load_errors
 from medmvl.processing.templates import template_name
 
@@ -38,7 +38,7 @@ _PARTS = {
 
 @dataclass
 class PartFacts:
-    """Number of tensors of a part, number of their values, tensors per dtype, and name and shape of the largest one."""
+    """Number of tensors of a part, number of values of its parameters, tensors per dtype, and name and shape of the largest one."""
 
     tensors: int = 0
     values: int = 0
@@ -114,9 +114,10 @@ def _parts(weights: Weights) -> dict[str, PartFacts]:
         facts = parts.setdefault(part, PartFacts())
         shape = weights.shape(name)
         values = math.prod(shape)
+        dtype = weights.dtype(name)
         facts.tensors += 1
-        facts.values += values
-        facts.dtypes[weights.dtype(name)] += 1
+        facts.values += values if is_parameter(name, dtype) else 0
+        facts.dtypes[dtype] += 1
         if values > math.prod(facts.largest[1]) or not facts.largest[0]:
             facts.largest = (name, shape)
     return parts

@@ -6,6 +6,7 @@ Names, shapes and dtypes are read from the headers of safetensors files, without
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import re
@@ -25,6 +26,9 @@ if TYPE_CHECKING:
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 BIN, BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 
+
+#: Ends of the names of tensors that are statistics of a normalization and no parameters.
+_STATISTICS = (".running_mean", ".running_var", ".num_batches_tracked")
 
 #: Advice of a message about a folder whose weights and config do not fit.
 COPY_AGAIN = "The folder is incomplete or its config was edited; copy it again from where it was written."
@@ -134,6 +138,21 @@ class Weights:
             if name in self._where:
                 raise CheckpointError(f"The tensor {name} stands in both {self._where[name].name} and {file.name}.")
             self._where[name] = file
+
+
+def is_parameter(name: str, dtype: str) -> bool:
+    """Whether a stored tensor is a parameter: a floating-point weight, no counter and no running statistic.
+
+    Args:
+        name: of the tensor.
+        dtype: as `Weights.dtype` returns it.
+    """
+    return dtype.lower().startswith(("f", "bf")) and not name.endswith(_STATISTICS)
+
+
+def parameter_count(weights: Weights) -> int:
+    """Return the number of values of a folder's parameters; no weight is read."""
+    return sum(math.prod(weights.shape(name)) for name in weights if is_parameter(name, weights.dtype(name)))
 
 
 def open_weights(file: Path) -> Any:
