@@ -17,7 +17,7 @@ ALLOWED = {
     "data": {"imaging"},
     "phantoms": {"data"},
     "models": set(),
-    "cards": {"imaging", "models"},
+    "cards": {"imaging", "data", "models"},
     "processing": {"imaging", "data", "models"},
     "inference": {"imaging", "data", "models", "processing"},
     "training": {"cards", "imaging", "data", "phantoms", "models", "processing", "inference"},

@@ -10,9 +10,19 @@ import subprocess
 import pytest
 import yaml
 from huggingface_hub import ModelCard
+from tests.models import zoo
 from typer.testing import CliRunner
 
+from medmvl.cards import card_text
+from medmvl.cards.facts import DEFAULTS
+from medmvl.cards.training_data import collect_training_data
+from medmvl.checkpoints import inspect_folder
 from medmvl.cli.main import app
+from medmvl.data.synthetic import LICENSE, write_note
+from medmvl.models import MedMVLConfig, MedMVLForConditionalGeneration
+from medmvl.processing.stored_prompts import read_prompts
+from medmvl.training.recipe import Recipe
+from medmvl.training.recipe.parts import LoRASection
 from medmvl.training.run import train
 
 SCORE = {"value": 0.75, "n": 8, "ci95": [0.5, 0.9]}
@@ -32,6 +42,12 @@ RESULTS = {
 }
 
 
+def tiny_resnet_model():
+    """Return a model whose encoder has batch norms, and so buffers."""
+    tower = {"encoder": zoo.encoder("resnet")}
+    return MedMVLForConditionalGeneration(MedMVLConfig(text_config=zoo.llm("llama"), towers={"image": tower}))
+
+
 @pytest.fixture
 def checkpoint(recipe, tmp_path):
     return train(recipe({"max_steps": 1}), tmp_path / "run")
@@ -46,12 +62,16 @@ def test_a_finished_stage_has_a_card_of_what_is_known(checkpoint, data_folder):
     assert card.data.pipeline_tag == "image-text-to-text"
     assert card.data.license is None
     digest = hashlib.sha256((data_folder / "d.jsonl").read_bytes()).hexdigest()
-    assert f"| d | not recorded | not recorded | not recorded | s0 | {digest} |" in card.text
-    assert "| LLM | llama, width 32, 2 layers |" in card.text
+    records = len((data_folder / "d.jsonl").read_text().splitlines())
+    assert f"| d | not recorded | not recorded | {records} | not recorded | s0 | {digest} |" in card.text
+    assert "| LLM | architecture llama, width 32, 2 layers |" in card.text
+    assert "; 1 steps |" in card.text
+    assert "Seed of the recipe: 3." in card.text
     assert "llm (full)" in card.text
     assert "**Intended use**: Not stated by the developer." in card.text
     assert "Not evaluated" in card.text
-    assert "Synthetic phantoms" not in card.text
+    assert "synthetic" not in card.text.lower()
+    assert "Trained before" not in card.text
 
 
 @pytest.fixture
@@ -107,6 +127,7 @@ def test_results_and_statements_are_added(checkpoint, tmp_path):
     assert card.data.license == "apache-2.0"
     assert card.data.language == ["en", "zh"]
     assert card.data.eval_results[0].metric_value == 0.75
+    assert "An interval without width" not in card.text
     assert "| closed_accuracy | 8 | 0.750 [0.50, 0.90] | 0.500 [0.50, 0.90] | +0.250 [+0.10, +0.40] |" in card.text
 
 
@@ -114,9 +135,135 @@ def test_license_and_title_come_from_the_converters_report(recipe, tmp_path, dat
     own = shutil.copytree(data_folder, tmp_path / "own")
     report = {"title": "Phantoms", "license": "CC0", "records": {"d": 9}, "synthetic": True}
     (own / "report.json").write_text(json.dumps(report))
+    records = len((own / "d.jsonl").read_text().splitlines())
     text = (train(recipe({"max_steps": 1}, data_root=str(own)), tmp_path / "run") / "README.md").read_text()
-    assert "| d | Phantoms | CC0 | 9 | s0 |" in text
+    assert f"| d | Phantoms | CC0 | {records} | not recorded | s0 |" in text
     assert "**Synthetic phantoms are among its training data: d.**" in text
+
+
+def test_base_hands_its_synthetic_data_down(recipe, tmp_path, data_folder):
+    drawn = shutil.copytree(data_folder, tmp_path / "drawn")
+    write_note(drawn, "SLAKE")
+    first = train(recipe({"max_steps": 1}, data_root=str(drawn)), tmp_path / "first")
+    card = ModelCard((first / "README.md").read_text())
+    assert "synthetic-data" in card.data.tags
+    assert f"| d | Synthetic phantoms in the layout of SLAKE | {LICENSE} |" in card.text
+    shutil.rmtree(drawn)  # the base itself says what it was trained on
+    base = {"from": str(first)}
+    second = train(recipe({"max_steps": 1}, model=base), tmp_path / "second")
+    third = train(recipe({"max_steps": 1}, model={"from": str(second)}), tmp_path / "third")
+    for model in (second, third):
+        card = ModelCard((model / "README.md").read_text())
+        assert "synthetic-data" in card.data.tags
+        assert f"**What it started from was trained on synthetic phantoms: {first}.**" in card.text
+        assert f"| {first}: tiny | d | Synthetic phantoms in the layout of SLAKE | {LICENSE} |" in card.text
+        assert read_prompts(model).synthetic
+    assert f"| {second}: tiny | d | not recorded | not recorded |" in card.text
+    shutil.rmtree(tmp_path / "second")
+    assert call("card", third).exit_code == 0
+    assert "synthetic-data" in ModelCard((third / "README.md").read_text()).data.tags
+
+
+@pytest.mark.parametrize("part", ["llm", "image", "volume", "wrapped", "text", "stage"])
+def test_every_part_can_hand_data_down(tmp_path, part):
+    base = tmp_path / "base"
+    base.mkdir()
+    (base / "README.md").write_text("---\nlicense: mit\ntags: [synthetic]\n---\n# Small base\n")
+    start = {"init_from": str(base)}
+    stage = {"name": "s", "contrastive": {"text": start}} if part == "text" else {"name": "s"}
+    stage |= {"from": str(base)} if part == "stage" else {}
+    model = {
+        "llm": {"llm": start},
+        "wrapped": {"volume": {"encoder": {"name": "slicewise", "encoder": start}}},
+    }.get(part, {part: {"encoder": start}} if part in ("image", "volume") else {})
+    found = collect_training_data({"model": model, "stages": [stage]}, "s")
+    assert [(one.name, one.title, one.license) for one in found.base] == [(str(base), "Small base", "mit")]
+    assert found.synthetic
+
+
+def test_base_that_says_nothing_is_not_recorded(card_of, tmp_path):
+    (tmp_path / "base").mkdir()
+    card = card_of(tmp_path / "base")
+    assert (
+        f"| {tmp_path / 'base'} | not recorded | not recorded | not recorded | not recorded | not recorded |"
+        in card.text
+    )
+    assert "synthetic-data" not in card.data.tags
+
+
+def test_checkpoint_without_stored_data_is_read_by_its_recipe(recipe, tmp_path, data_folder):
+    drawn = shutil.copytree(data_folder, tmp_path / "drawn")
+    write_note(drawn, "SLAKE")
+    first = train(recipe({"max_steps": 1}, data_root=str(drawn)), tmp_path / "first")
+    (first / "training_data.json").unlink()
+    found = collect_training_data({"model": {"from": str(first)}, "stages": [{"name": "s"}]})
+    assert [entry.name for entry in found.base[0].data] == ["d"]
+    (first / "recipe.yaml").unlink()
+    (found,) = collect_training_data({"model": {"from": str(first)}, "stages": [{"name": "s"}]}).base
+    assert found.data == ()
+    assert found.synthetic  # its card and its questions still say so
+
+
+def test_only_stages_that_it_builds_on_count():
+    recipe = {
+        "model": {"llm": {"init_from": "owner/llm"}},
+        "data": {name: {"path": f"{name}.jsonl"} for name in ("one", "two", "val")},
+        "stages": [
+            {"name": "a", "data": {"one": 1}},
+            {"name": "b", "from": "owner/other", "data": {"two": 1}, "evaluate": {"data": ["val"]}},
+        ],
+    }
+    found = collect_training_data(recipe, "b")
+    assert [entry.name for entry in found.data] == ["two"]
+    assert [entry.name for entry in found.held_out] == ["val"]
+    assert [base.name for base in found.base] == ["owner/other"]
+
+
+def test_records_and_patients_are_counted(tmp_path):
+    rows = [{"id": str(n), "task": "vqa" if n else "report", "patient": f"p{n // 2}"} for n in range(5)]
+    (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {"data_root": str(tmp_path), "data": {"d": {"path": "d.jsonl"}}, "stages": [{"name": "s"}]}
+    (entry,) = collect_training_data(recipe).data
+    assert (entry.records, entry.patients) == (5, 3)
+    recipe["data"]["d"]["tasks"] = ["report"]
+    (entry,) = collect_training_data(recipe).data
+    assert (entry.records, entry.patients) == (1, 1)
+
+
+def test_lora_is_shown_with_rank_and_alpha(checkpoint):
+    stored = checkpoint / "recipe.yaml"
+    values = yaml.safe_load(stored.read_text())
+    values["stages"][0]["train"] = {"llm": {"mode": "lora", "lora": {"r": 8}}}
+    stored.unlink()
+    stored.write_text(yaml.safe_dump(values))
+    assert call("card", checkpoint).exit_code == 0
+    assert "llm (lora, rank 8, alpha 32)" in (checkpoint / "README.md").read_text()
+
+
+def test_defaults_of_the_card_are_those_of_recipes():
+    lora = LoRASection()
+    assert {"seed": Recipe.model_fields["seed"].default, "r": lora.r, "alpha": lora.alpha} == DEFAULTS
+
+
+def test_buffers_are_no_parameters(tmp_path):
+    model = tiny_resnet_model()
+    model.save_pretrained(tmp_path)
+    count = sum(parameter.numel() for parameter in model.parameters())
+    assert sum(part.values for part in inspect_folder(tmp_path).parts.values()) == count
+    assert f"| Parameters | {count:,} |" in card_text(tmp_path)
+
+
+def test_results_say_how_much_they_are_of(checkpoint, tmp_path):
+    results = json.loads(json.dumps(RESULTS))
+    entry = results["benchmarks"]["own"]
+    entry |= {"headline": "token_f1", "synthetic": True}
+    entry["model"] = {"token_f1": SCORE | {"n": 8}, "closed_accuracy": {"value": 1.0, "n": 6, "ci95": [1.0, 1.0]}}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert call("card", checkpoint, "--results", tmp_path / "results.json").exit_code == 0
+    card = ModelCard((checkpoint / "README.md").read_text())
+    assert [one.metric_type for one in card.data.eval_results] == ["closed_accuracy", "token_f1"]
+    assert card.data.eval_results[0].dataset_name == "Own records (8 records of 4 patients, synthetic data)"
+    assert "An interval without width" in card.text
 
 
 def test_the_text_of_somebody_else_is_not_replaced(checkpoint):
@@ -131,7 +278,7 @@ def test_the_text_of_somebody_else_is_not_replaced(checkpoint):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("developr: x", "Did you mean 'developer'"),
+        ("developr: x", "unknown key 'developr'. Did you mean 'developer'"),
         ("language: 3", "language"),
         ("- a", "must hold keys"),
         ("a: [", "YAML"),

@@ -20,6 +20,8 @@ CARD_FILE = "README.md"
 #: A card that this module wrote has this line; a README without it is somebody's own text.
 _MARK = "<!-- Written by `medmvl checkpoint card`. -->"
 
+_CLOSED = "closed_accuracy"
+
 UNSTATED = "Not stated by the developer."
 
 
@@ -35,7 +37,7 @@ def card_text(
         folder: the checkpoint.
         statements: what its developer states; what is missing is shown as not stated.
         results: content of a results.json of `medmvl evaluate`, for the metadata.
-        results_table: the same as a Markdown table, with intervals and controls.
+        results_table: the same as the Markdown of table.md, with intervals and controls.
 
     Raises:
         CheckpointError: if the folder is not a MedM-VL checkpoint.
@@ -50,14 +52,15 @@ def card_text(
         lstrip_blocks=True,
         autoescape=False,
     )
-    environment.filters |= {"cell": _cell, "stated": _stated}
+    environment.filters |= {"cell": _cell, "stated": _stated, "recorded": _recorded}
     text = environment.get_template("model_card.md.jinja").render(
         metadata=_metadata(name, facts, stated, results).to_yaml(),
         mark=_MARK,
         name=name,
         facts=facts,
         stated=stated,
-        results_table=results_table.strip(),
+        results_table=results_table.removeprefix("# Results").replace("\n## ", "\n### ").strip(),
+        pointlike=_has_pointlike_interval(results),
     )
     return text.rstrip() + "\n"
 
@@ -91,12 +94,12 @@ def _metadata(name: str, facts: ModelFacts, stated: Statements, results: Mapping
         EvalResult(
             task_type="visual-question-answering",
             dataset_type=benchmark,
-            dataset_name=entry["title"],
-            metric_type=entry["headline"],
-            metric_value=round(entry["model"][entry["headline"]]["value"], 4),
+            dataset_name=_data_name(entry),
+            metric_type=metric,
+            metric_value=round(entry["model"][metric]["value"], 4),
         )
         for benchmark, entry in (results or {}).get("benchmarks", {}).items()
-        if entry.get("headline") in entry["model"]
+        for metric in _main_metrics(entry)
     ]
     options: dict[str, Any] = {"eval_results": measured, "model_name": name} if measured else {}
     hub_names = [base.name for base in facts.base if _is_hub_name(base)]
@@ -106,9 +109,32 @@ def _metadata(name: str, facts: ModelFacts, stated: Statements, results: Mapping
         base_model=hub_names or None,
         pipeline_tag="image-text-to-text",
         library_name="transformers",
-        tags=["medmvl", "medical", *(["synthetic-data"] if facts.synthetic else [])],
+        tags=["medmvl", "medical", *(["synthetic-data"] if facts.synthetic or facts.synthetic_bases else [])],
         **options,
     )
+
+
+def _data_name(entry: Mapping[str, Any]) -> str:
+    """Return the title of a benchmark with the size of its data, and whether they are synthetic, as far as results say."""
+    counts = entry.get("counts") or {}
+    size = " of ".join(f"{counts[key]} {key}" for key in ("records", "patients") if key in counts)
+    known = [*([size] if size else []), *(["synthetic data"] if entry.get("synthetic") else [])]
+    return f"{entry['title']} ({', '.join(known)})" if known else str(entry["title"])
+
+
+def _main_metrics(entry: Mapping[str, Any]) -> list[str]:
+    """Return the metrics for the metadata: the headline, after closed accuracy where most questions are closed."""
+    scores, headline = entry["model"], str(entry.get("headline"))
+    closed = (scores.get(_CLOSED) or {}).get("n", 0)
+    asked = (entry.get("counts") or {}).get("records", closed)
+    first = [_CLOSED] if 2 * closed > asked else []
+    return list(dict.fromkeys([*first, *([headline] if headline in scores else [])]))
+
+
+def _has_pointlike_interval(results: Mapping[str, Any] | None) -> bool:
+    """Whether any interval of the model's scores has no width."""
+    scores = [score for entry in (results or {}).get("benchmarks", {}).values() for score in entry["model"].values()]
+    return any(interval[0] == interval[1] for score in scores if (interval := score.get("ci95")) is not None)
 
 
 def _is_hub_name(base: Base) -> bool:
@@ -119,6 +145,13 @@ def _cell(value: object) -> str:
     """Return a value as the cell of a Markdown table: one line, in which nothing is markup."""
     text = " ".join(str(value).split())
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;").replace("`", "'")
+
+
+def _recorded(value: object) -> object:
+    """Return a fact, yes and no in words; "not recorded" if it is not known."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "not recorded" if value is None or value == "" else value
 
 
 def _stated(value: str | None) -> str:

@@ -2,68 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import try_to_load_from_cache
-
+from medmvl.cards.training_data import (
+    Base,
+    DataFacts,
+    collect_training_data,
+    read_training_data,
+    stages_until,
+    with_stored,
+)
 from medmvl.errors import CheckpointError
-from medmvl.files import load_yaml, read_json, sha256
+from medmvl.files import load_yaml, read_json
 from medmvl.imaging import Geometry
 from medmvl.models import MedMVLConfig
-from medmvl.models.weights import Weights
+from medmvl.models.weights import Weights, parameter_count
 from medmvl.pretrained import translate_load_errors
-
-#: Larger files of records are not hashed for a card.
-MAX_HASHED_BYTES = 4_000_000_000
-#: The same for all weights of a base together; they are read once in a run.
-MAX_HASHED_WEIGHTS = 20_000_000_000
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """A data set that a stage saw.
-
-    Attributes:
-        name: its name in the recipe.
-        stages: names of the stages that trained on it.
-        digest: SHA-256 of its file as it is now; "" if the file is not there.
-        records: from the converter's report, where there is one; else None.
-        license: the same.
-        title: the same.
-        synthetic: whether they are phantoms drawn by this toolkit, as far as the report says.
-    """
-
-    name: str
-    stages: tuple[str, ...]
-    digest: str = ""
-    records: int | None = None
-    license: str | None = None
-    title: str | None = None
-    synthetic: bool = False
-
-
-@dataclass(frozen=True)
-class Base:
-    """What a model started from.
-
-    Attributes:
-        name: folder or hub name, or the layout it was converted from.
-        version: SHA-256 of the weights of a folder, or the revision of a hub name, in words; "" if neither is known.
-        local: whether it is a folder here.
-    """
-
-    name: str
-    version: str = ""
-    local: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.version})" if self.version else self.name
 
 
 @dataclass(frozen=True)
@@ -74,10 +31,13 @@ class ModelFacts:
         name: of the recipe, else of the folder.
         parts: (what, description) of the LLM and each tower.
         inputs: (what, description) of preprocessing.
-        parameters: number of values of all weights.
+        parameters: number of values of all parameters, without buffers.
         base: the parts or checkpoints that it started from.
-        stages: (name, what trains and how long) of each stage up to this one.
+        every_base: the same with what these started from.
+        stages: (name, what trains and how long) of each stage that it was trained by.
+        seed: of the recipe; None without one.
         data: the training data.
+        held_out: the data on which the stages were evaluated.
         software: package -> version; empty if not known.
         recipe: YAML text, "" if there is none.
     """
@@ -87,8 +47,11 @@ class ModelFacts:
     inputs: tuple[tuple[str, str], ...]
     parameters: int
     base: tuple[Base, ...]
+    every_base: tuple[Base, ...]
     stages: tuple[tuple[str, str], ...]
+    seed: int | None
     data: tuple[DataFacts, ...]
+    held_out: tuple[DataFacts, ...]
     software: dict[str, str]
     recipe: str
 
@@ -96,6 +59,11 @@ class ModelFacts:
     def synthetic(self) -> list[str]:
         """Names of training data that are synthetic."""
         return [entry.name for entry in self.data if entry.synthetic]
+
+    @property
+    def synthetic_bases(self) -> list[str]:
+        """Names of bases, and of bases of these, that were trained on synthetic data."""
+        return [base.name for base in self.every_base if base.synthetic]
 
 
 def collect_facts(folder: Path) -> ModelFacts:
@@ -121,16 +89,20 @@ def collect_facts(folder: Path) -> ModelFacts:
     if not isinstance(recipe, dict):
         raise CheckpointError(f"{recipe_file} must hold keys and values, as a recipe does. {advice}")
     environment = read_json(folder / "environment.json") if (folder / "environment.json").is_file() else {}
-    stages = _stages_until(recipe, environment.get("stage"))
-    data = tuple(_data(recipe, stages))
+    stages = stages_until(recipe, environment.get("stage"))
+    found = with_stored(collect_training_data(recipe, environment.get("stage")), read_training_data(folder))
+    converted = _conversion(folder)
     return ModelFacts(
         name=str(recipe.get("name") or folder.resolve().name),
         parts=tuple(_parts(MedMVLConfig(**raw))),
         inputs=tuple(_inputs(folder)),
-        parameters=sum(math.prod(weights.shape(name)) for name in weights),
-        base=tuple(_base(folder, recipe)),
-        stages=tuple((stage["name"], _stage_text(stage)) for stage in stages),
-        data=data,
+        parameters=parameter_count(weights),
+        base=(*converted, *found.base),
+        every_base=(*converted, *found.every_base),
+        stages=tuple((stage["name"], _stage_text(stage, environment.get("steps") or {})) for stage in stages),
+        seed=recipe.get("seed", DEFAULTS["seed"]) if recipe else None,
+        data=found.data,
+        held_out=found.held_out,
         software={str(name): str(version) for name, version in environment.get("packages", {}).items()},
         recipe=recipe_text,
     )
@@ -138,7 +110,7 @@ def collect_facts(folder: Path) -> ModelFacts:
 
 def _parts(config: MedMVLConfig) -> list[tuple[str, str]]:
     text = config.text_config
-    rows = [("LLM", f"{text.model_type}, width {text.hidden_size}, {text.num_hidden_layers} layers")]
+    rows = [("LLM", f"architecture {text.model_type}, width {text.hidden_size}, {text.num_hidden_layers} layers")]
     for modality in config.towers:
         tower = config.tower(modality)
         size = " × ".join(map(str, tower.input_size))
@@ -155,7 +127,11 @@ def _inputs(folder: Path) -> list[tuple[str, str]]:
     if settings.get("image"):
         size = settings["image"].get("size") or {}
         rows.append(
-            ("images", f"{settings['image'].get('image_processor_type')}, {size.get('height')} × {size.get('width')}")
+            (
+                "images",
+                f"{size.get('height')} × {size.get('width')}, prepared by transformers' class "
+                f"{settings['image'].get('image_processor_type')}",
+            )
         )
     if settings.get("volume"):
         geometry = Geometry.from_dict(settings["volume"]["geometry"])
@@ -169,99 +145,31 @@ def _inputs(folder: Path) -> list[tuple[str, str]]:
     return rows
 
 
-def _base(folder: Path, recipe: dict[str, Any]) -> list[Base]:
-    found = []
-    if (folder / "conversion.json").is_file():
-        found.append(Base(str(read_json(folder / "conversion.json").get("source"))))
-    model = recipe.get("model") or {}
-    sources = [model.get("from"), (model.get("llm") or {}).get("init_from")]
-    sources += [((model.get(tower) or {}).get("encoder") or {}).get("init_from") for tower in ("image", "volume")]
-    return [*found, *(_base_of(str(source)) for source in dict.fromkeys(sources) if source)]
+def _conversion(folder: Path) -> tuple[Base, ...]:
+    """Return what a converted checkpoint was converted from."""
+    file = folder / "conversion.json"
+    return (Base(str(read_json(file).get("source"))),) if file.is_file() else ()
 
 
-def _base_of(source: str) -> Base:
-    """Return a base with its version: of a folder as it is now, of a hub name as it is in the cache of this machine."""
-    if Path(source).is_dir():
-        digest = weights_digest(Path(source))
-        return Base(source, f"SHA-256 of the weights {digest}" if digest else "", local=True)
-    try:
-        cached = try_to_load_from_cache(source, "config.json")
-    except ValueError:  # no hub name either, such as an absolute path on another machine
-        cached = None
-    return Base(source, f"revision {Path(cached).parent.name}" if isinstance(cached, str) else "")
-
-
-def weights_digest(folder: Path) -> str:
-    """Return the SHA-256 of a folder's weights; "" if there are none, or more than `MAX_HASHED_WEIGHTS`.
-
-    Of several files it is the SHA-256 of the lines that `sha256sum` prints of them, sorted by name.
-    """
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    if not files or sum(file.stat().st_size for file in files) > MAX_HASHED_WEIGHTS:
-        return ""
-    digests = [_digest(file.resolve(), file.stat().st_mtime_ns) for file in files]
-    lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
-    return digests[0] if len(files) == 1 else hashlib.sha256(lines.encode()).hexdigest()
-
-
-@lru_cache(maxsize=1000)
-def _digest(file: Path, changed: int) -> str:
-    """Return the SHA-256 of a file that was last changed at a time; each stage of a run has the same base."""
-    return sha256(file)
-
-
-def _stages_until(recipe: dict[str, Any], last: str | None) -> list[dict[str, Any]]:
-    """Return the recipe's stages up to the one that wrote the folder; all if that is not known."""
-    stages = list(recipe.get("stages") or [])
-    names = [stage["name"] for stage in stages]
-    return stages[: names.index(last) + 1] if last in names else stages
-
+#: Values of settings that recipes omit where they are the defaults of `medmvl.training.recipe`, which a test compares.
+DEFAULTS = {"seed": 42, "r": 16, "alpha": 32}
 
 #: Settings of a stage that a card shows where the recipe gives them; the recipe omits defaults.
 _SHOWN = ("max_steps", "epochs", "batch_size", "lr", "optimizer", "precision")
 
 
-def _stage_text(stage: dict[str, Any]) -> str:
+def _stage_text(stage: Mapping[str, Any], steps: Mapping[str, int]) -> str:
+    """Return what a stage trained and how long; `steps` are those of stages that were recorded."""
     parts = ", ".join(f"{part} ({_mode(setting)})" for part, setting in (stage.get("train") or {}).items())
     settings = "".join(f"; {key} {stage[key]}" for key in _SHOWN if stage.get(key) is not None)
-    return f"{stage.get('objective', 'language')}: {parts or 'nothing trains'}{settings}"
+    done = f"; {steps[stage['name']]} steps" if stage["name"] in steps else ""
+    return f"{stage.get('objective', 'language')}: {parts or 'nothing trains'}{settings}{done}"
 
 
 def _mode(setting: Any) -> str:
     """Return how a part trains: recipes write a word, or a mapping without the default mode, full."""
-    return setting if isinstance(setting, str) else str((setting or {}).get("mode", "full"))
-
-
-def _data(recipe: dict[str, Any], stages: list[dict[str, Any]]) -> list[DataFacts]:
-    sections = recipe.get("data") or {}
-    root = Path(recipe.get("data_root") or ".")
-    used = {name: tuple(stage["name"] for stage in stages if _trains_on(stage, name)) for name in sections}
-    return [_data_set(name, root / sections[name]["path"], where) for name, where in used.items() if where]
-
-
-def _trains_on(stage: dict[str, Any], name: str) -> bool:
-    """Whether a stage trains on a data set: one that it names, or, if it names none, any that it does not hold out."""
-    if stage.get("data") is not None:
-        return name in stage["data"]
-    return name not in ((stage.get("evaluate") or {}).get("data") or [])
-
-
-def _data_set(name: str, file: Path, stages: tuple[str, ...]) -> DataFacts:
-    if not file.is_file():
-        return DataFacts(name, stages)
-    digest = sha256(file) if file.stat().st_size <= MAX_HASHED_BYTES else ""
-    report = _report(file.with_name("report.json"))
-    counts = report.get("records")
-    records = counts.get(file.stem) if isinstance(counts, dict) else None
-    return DataFacts(
-        name, stages, digest, records, report.get("license"), report.get("title"), bool(report.get("synthetic"))
-    )
-
-
-def _report(file: Path) -> dict[str, Any]:
-    """Return the converter's report next to a file of records; empty if there is none that can be read."""
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return report if isinstance(report, dict) else {}
+    mode = setting if isinstance(setting, str) else str((setting or {}).get("mode", "full"))
+    if mode != "lora":
+        return mode
+    lora = DEFAULTS | ((setting.get("lora") or {}) if isinstance(setting, Mapping) else {})
+    return f"lora, rank {lora['r']}, alpha {lora['alpha']}"

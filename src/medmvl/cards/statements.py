@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from medmvl.errors import RecipeError, did_you_mean
+from medmvl.errors import RecipeError, did_you_mean, shown
 from medmvl.files import PathLike, existing_file, load_yaml
 
 
@@ -55,7 +55,9 @@ def read_statements(path: PathLike) -> Statements:
     if not isinstance(values, dict):
         raise RecipeError(f"{file} must hold keys and texts, such as `developer: ...`.")
     if unknown := [str(key) for key in values if key not in Statements.model_fields]:
-        raise RecipeError(f"{file}: unknown key. {did_you_mean(unknown[0], Statements.model_fields)}")
+        raise RecipeError(
+            f"{file}: unknown key {shown(unknown[0])}. {did_you_mean(unknown[0], Statements.model_fields)}"
+        )
     try:
         return Statements(**values)
     except ValidationError as error:

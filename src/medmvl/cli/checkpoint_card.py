@@ -28,7 +28,7 @@ def card(
     from medmvl.files import read_json
 
     measured = read_json(results) if results is not None else None
-    table = markdown_table(measured).removeprefix("# Results").replace("\n## ", "\n### ") if measured else ""
+    table = markdown_table(measured) if measured else ""
     written = write_card(
         folder, read_statements(statements) if statements is not None else None, measured, table, replace=force
     )

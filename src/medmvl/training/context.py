@@ -9,12 +9,12 @@ from typing import Any
 
 from transformers import set_seed
 
+from medmvl.cards.training_data import collect_training_data
 from medmvl.data.dataset import SampleDataset
 from medmvl.data.mixture import Mixture
 from medmvl.data.read_options import ReadOptions
 from medmvl.data.roots import MediaRoots
 from medmvl.data.sample import Sample
-from medmvl.data.synthetic import is_synthetic
 from medmvl.errors import RecipeError
 from medmvl.processing.stored_prompts import StoredPrompts, collect_prompts
 from medmvl.remote import is_url
@@ -23,7 +23,7 @@ from medmvl.training.build import build
 from medmvl.training.engine.checkpoints import sealed_directory
 from medmvl.training.engine.distributed import barrier, is_main_process, several_processes
 from medmvl.training.recipe import LanguageStage, Recipe, StageSection
-from medmvl.training.run_folder import RunFolder, save_finished, write_checkpoint
+from medmvl.training.run_folder import RunFolder, save_finished, steps_done, write_checkpoint
 
 #: Records of a data set, evenly spread, in which frequent questions are looked for.
 _RECORDS_FOR_PROMPTS = 3000
@@ -105,12 +105,14 @@ class StageContext:
 
     def save(self, write_model: Callable[[Path], object], processor: Any) -> None:
         """Write the finished stage, see `medmvl.training.run_folder.save_finished`."""
-        save_finished(self.target, self._with_prompts(write_model), processor, self.recipe, self.stage.name)
+        write, steps = self._with_prompts(write_model), steps_done(self.folder.log)
+        save_finished(self.target, write, processor, self.recipe, self.stage.name, steps)
 
     def save_part(self, name: str, write_model: Callable[[Path], object], processor: Any) -> None:
         """Write another model as a sealed folder inside that of the finished stage."""
         with sealed_directory(self.target / name) as folder:
-            write_checkpoint(folder, self._with_prompts(write_model), processor, self.recipe, self.stage.name)
+            write, steps = self._with_prompts(write_model), steps_done(self.folder.log)
+            write_checkpoint(folder, write, processor, self.recipe, self.stage.name, steps)
 
     def _with_prompts(self, write_model: Callable[[Path], object]) -> Callable[[Path], object]:
         """Return a function that also writes the questions of the training data, for a stage that learns from questions."""
@@ -123,11 +125,13 @@ class StageContext:
         return write if isinstance(self.stage, LanguageStage) else write_model
 
     def prompts(self) -> StoredPrompts:
-        """Return the frequent questions of the data of this stage and of those that it builds on."""
-        datasets = self.trained_on()
-        roots = [root for dataset in datasets.values() for root in (dataset.image_root, dataset.volume_root)]
-        synthetic = any(is_synthetic(root) for root in roots if isinstance(root, Path))
-        return collect_prompts(((name, _some(dataset)) for name, dataset in datasets.items()), synthetic=synthetic)
+        """Return the frequent questions of the data of this stage and of those that it builds on.
+
+        They count as synthetic if any of these data is, or any that a base was trained on.
+        """
+        synthetic = collect_training_data(self.recipe.to_dict(), self.stage.name).synthetic
+        data = ((name, _some(dataset)) for name, dataset in self.trained_on().items())
+        return collect_prompts(data, synthetic=synthetic)
 
     # --- data -----------------------------------------------------------------------------------------------------
 

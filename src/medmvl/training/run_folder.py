@@ -13,7 +13,7 @@ from __future__ import annotations
 import platform
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -22,6 +22,7 @@ from typing import Any
 import torch
 
 from medmvl.cards import write_card
+from medmvl.cards.training_data import collect_training_data, write_training_data
 from medmvl.errors import RecipeError
 from medmvl.files import iter_jsonl, read_json, write_json, write_text
 from medmvl.models import MedMVLConfig
@@ -154,31 +155,46 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
 
 
 def save_finished(
-    folder: Path, write_model: Callable[[Path], object], processor: Any, recipe: Recipe, stage: str | None
+    folder: Path,
+    write_model: Callable[[Path], object],
+    processor: Any,
+    recipe: Recipe,
+    stage: str | None,
+    steps: Mapping[str, int] | None = None,
 ) -> None:
     """Write a finished, self-contained checkpoint, see `write_checkpoint`; until all files are written it counts as unfinished."""
     folder.mkdir(parents=True, exist_ok=True)
     with whole_files(folder) as aside:
-        write_checkpoint(aside, write_model, processor, recipe, stage)
+        write_checkpoint(aside, write_model, processor, recipe, stage, steps)
 
 
 def write_checkpoint(
-    folder: Path, write_model: Callable[[Path], object], processor: Any, recipe: Recipe, stage: str | None
+    folder: Path,
+    write_model: Callable[[Path], object],
+    processor: Any,
+    recipe: Recipe,
+    stage: str | None,
+    steps: Mapping[str, int] | None = None,
 ) -> None:
-    """Write model, processor (anything with `save_pretrained`), recipe, environment and a model card into a folder.
+    """Write model, processor (anything with `save_pretrained`), recipe, environment, training data and a model card into a folder.
 
-    A dual encoder and a model before training have no card.
+    A dual encoder has no card, a model before training neither card nor training data.
 
     Args:
         write_model: writes config and weights; a model's `save_pretrained`. If it returns the differences that it measured
             (name -> number), they are written as well.
+        steps: stage -> optimizer steps that it took, as far as they are known.
     """
     differences = write_model(folder)
     processor.save_pretrained(folder)
     write_text(folder / "recipe.yaml", dump_recipe(recipe))
-    measured = {"differences": differences} if isinstance(differences, dict) else {}
+    measured: dict[str, Any] = {"differences": differences} if isinstance(differences, dict) else {}
+    measured |= {"steps": dict(steps)} if steps else {}
     write_json(folder / "environment.json", {"stage": stage, **environment(), **measured})
-    if stage is not None and read_json(folder / "config.json").get("model_type") == MedMVLConfig.model_type:
+    if stage is None:
+        return
+    write_training_data(folder, collect_training_data(recipe.to_dict(), stage))
+    if read_json(folder / "config.json").get("model_type") == MedMVLConfig.model_type:
         write_card(folder)
 
 
@@ -192,6 +208,11 @@ def environment() -> dict[str, Any]:
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "packages": {name: metadata.version(name) for name in packages},
     }
+
+
+def steps_done(log: Path) -> dict[str, int]:
+    """Return stage -> number of its last step in a run's log; empty without a log."""
+    return {row["stage"]: row["step"] for row in (iter_jsonl(log) if log.is_file() else ())}
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
