@@ -17,6 +17,7 @@ from tests.serving.page_live import Talkative, live_page
 
 from medmvl.imaging import Volume
 from medmvl.phantoms import draw_patient, save_nifti, write_dicom_radiograph, write_dicom_series
+from medmvl.processing.stored_prompts import Prompt, StoredPrompts, TaskPrompts
 from medmvl.serving.page.settings import PageSettings
 from medmvl.serving.page.study import save_ras
 
@@ -525,3 +526,16 @@ def test_pictures_of_the_page_for_the_docs(browser, tmp_path):
             tab.wait_for_timeout(800)
             tab.screenshot(path=tmp_path / f"tablet-{name}")
             context.close()
+
+
+def test_tasks_of_one_name_are_told_apart(browser, model_folder, tmp_path):
+    folder = shutil.copytree(model_folder, tmp_path / "model")
+    describe = (Prompt("Describe."),)
+    tasks = [("radiograph-captions", "image"), ("ct-captions", "volume"), ("report", "volume")]
+    StoredPrompts(tuple(TaskPrompts(*task, describe) for task in tasks), 1, 1).save(folder)
+    with live_page(folder, settings=PageSettings(new_tokens=4)) as (_, address):
+        tab = browser.new_context(locale="en-US").new_page()
+        tab.goto(address)
+        tab.wait_for_selector("body[data-ready]")
+        assert tab.locator("#tasks .task").all_inner_texts() == ["Describe (image)", "Describe (volume)", "Report"]
+        tab.context.close()

@@ -99,6 +99,7 @@ def collect_prompts(data: Iterable[tuple[str, Iterable[Sample]]], *, synthetic: 
     """
     asked: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     answers: dict[str, Counter[str]] = defaultdict(Counter)
+    answered: dict[str, set[str]] = defaultdict(set)
     images = volumes = 0
     for name, samples in data:
         for sample in samples:
@@ -108,23 +109,30 @@ def collect_prompts(data: Iterable[tuple[str, Iterable[Sample]]], *, synthetic: 
             for text, answer in _exchanges(sample):
                 asked[key][text].add(patient)
                 answers[text][answer] += 1
+                answered[answer].add(patient)
+    common = {answer for answer, patients in answered.items() if len(patients) >= _LEAST_OCCURRENCES}
     tasks = [
         TaskPrompts(task, modality, prompts)
         for (task, modality), texts in asked.items()
-        if modality != "text" and (prompts := _frequent(texts, answers))
+        if modality != "text" and (prompts := _frequent(texts, answers, common))
     ]
     return StoredPrompts(tuple(tasks), images, volumes, synthetic)
 
 
-def _frequent(texts: dict[str, set[str]], answers: dict[str, Counter[str]]) -> tuple[Prompt, ...]:
+def _frequent(texts: dict[str, set[str]], answers: dict[str, Counter[str]], common: set[str]) -> tuple[Prompt, ...]:
     usual = [text for text, patients in texts.items() if len(patients) >= _LEAST_OCCURRENCES and len(text) <= _LONGEST]
     usual.sort(key=lambda text: (-len(texts[text]), text))
-    return tuple(Prompt(text, _options(answers[text])) for text in usual[:_MOST_QUESTIONS])
+    return tuple(Prompt(text, _options(answers[text], common)) for text in usual[:_MOST_QUESTIONS])
 
 
-def _options(answers: Counter[str]) -> tuple[str, ...]:
-    """Return the answers of a closed question, the most frequent first: few, short, and each given several times."""
-    few = 2 <= len(answers) <= _MOST_OPTIONS and min(answers.values()) >= _LEAST_OCCURRENCES
+def _options(answers: Counter[str], common: set[str]) -> tuple[str, ...]:
+    """Return the answers of a closed question, the most frequent first: few, short, and each common.
+
+    Args:
+        answers: of the question.
+        common: answers that were given for several patients, whatever the question; they tell about none of them.
+    """
+    few = 2 <= len(answers) <= _MOST_OPTIONS and common.issuperset(answers)
     if not few or any(len(answer) > _LONGEST_OPTION or not answer for answer in answers):
         return ()
     return tuple(answer for answer, _ in answers.most_common())

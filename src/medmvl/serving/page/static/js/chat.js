@@ -51,12 +51,21 @@ export class Chat {
   offerTasks() {
     const kind = this.options.stage.study?.kind;
     const tasks = this.options.facts.tasks.filter((task) => !kind || task.modality === kind);
-    byId("tasks").replaceChildren(...tasks.map((task) => this.taskButton(task)));
+    const names = tasks.map((task) => this.taskName(task));
+    const twice = (name) => names.indexOf(name) !== names.lastIndexOf(name);
+    const labels = tasks.map((task, place) =>
+      twice(names[place]) ? `${names[place]} (${word(`modality_${task.modality}`)})` : names[place],
+    );
+    byId("tasks").replaceChildren(...tasks.map((task, place) => this.taskButton(task, labels[place])));
   }
 
-  taskButton(task) {
+  taskName(task) {
     const name = word(`task_${task.task}`);
-    const label = name.startsWith("task_") ? task.task : name;
+    return name.startsWith("task_") ? task.task : name;
+  }
+
+  /** Return the button of a task, or the menu of its questions. */
+  taskButton(task, label) {
     if (task.prompts.length === 1) {
       const choose = () => this.take(task.prompts[0]);
       return make("button", { type: "button", class: "task", onclick: choose, title: task.prompts[0].text }, label);
