@@ -13,6 +13,7 @@ import pytest
 from medmvl.data.formats import read_samples
 from medmvl.experiments.quickstart import quickstart
 from medmvl.files import read_json
+from medmvl.processing.stored_prompts import read_prompts
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "first-model.md").read_text(encoding="utf-8")
@@ -65,5 +66,11 @@ def test_the_guide_leads_from_an_export_to_a_model(tmp_path, type_in):
     type_in(sys.executable, "-c", program)
     assert (tmp_path / "sheet.html").stat().st_size > 10_000
     assert (tmp_path / "runs/own-export/model/adapter/adapter_config.json").is_file()
+    model = tmp_path / "runs/own-export/model"
+    card = (model / "README.md").read_text()
+    assert "- synthetic-data\n" in card
+    assert "Own records (56 records of 6 patients, synthetic data)" in card
+    assert read_prompts(model).synthetic
+    assert ("Yes", "No") in {tuple(sorted(one.options, reverse=True)) for one in read_prompts(model).tasks[0].prompts}
     results = read_json(tmp_path / "results/results.json")
     assert "shuffled" in str(results)

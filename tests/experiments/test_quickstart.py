@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from medmvl.data.check import check_records
@@ -27,6 +28,7 @@ from medmvl.experiments.quickstart.run import note_settings
 from medmvl.files import read_json
 from medmvl.phantoms import ct_rate, draw_patient, slake
 from medmvl.phantoms.warmup_texts import described_patient, write_closed, write_text_only_patients
+from medmvl.training.engine.checkpoints import verify
 
 
 def test_the_recipe_is_valid_and_follows_the_seed(tmp_path):
@@ -176,6 +178,19 @@ def test_the_whole_way_in_small(tmp_path: Path):
         assert {"value", "n", "ci95"} <= found["model"]["closed_accuracy"].keys()
         assert found["controls"].keys() >= {"blank", "shuffled"}
     assert "<svg" in (tmp_path / "run" / "report.html").read_text()
+    model = tmp_path / "run" / "model"
+    text = (model / "README.md").read_text()
+    card = ModelCard(text)
+    assert {one.dataset_type for one in card.data.eval_results} == {"phantom-2d", "phantom-ct"}
+    assert all("synthetic data" in one.dataset_name for one in card.data.eval_results)
+    assert "| ct-captions | Synthetic phantoms in the layout of CT-RATE | Apache-2.0" in text
+    assert "llm: The quickstart's LLM, license of the base: apache-2.0 |" in text
+    assert "not recorded | not recorded | align" not in text
+    verify(model)
+    (tmp_path / "run" / "quickstart.json").unlink()  # as if it was killed before its end
+    (model / "README.md").unlink()
+    quickstart(tmp_path / "run", seed=1, scale=0.02)
+    assert (model / "README.md").read_text() == text
 
 
 @pytest.mark.slow

@@ -19,9 +19,11 @@ from typing import Any
 
 from rich.console import Console
 
+from medmvl.cards import write_card
 from medmvl.errors import RecipeError
 from medmvl.evaluation import EvaluationOptions
 from medmvl.evaluation.evaluate_model import PREDICTIONS, Answered, answer_benchmark, score_answered
+from medmvl.evaluation.table import markdown_table
 from medmvl.experiments.quickstart.data import convert_all, draw, prepare_volumes, write_warmup
 from medmvl.experiments.quickstart.place import Quickstart, line_count
 from medmvl.experiments.quickstart.processes import in_parallel
@@ -87,6 +89,8 @@ def _run(place: Quickstart, seed: int, scale: float, console: Console) -> dict[s
     minutes = (time.monotonic() - begun) / 60
     with _step(console, "6/6  Report"):
         if not place.results.is_file():
+            # A finished quickstart's card is its owner's, who may have put statements into it.
+            write_card(place.model, None, results, markdown_table(results))
             facts = {"seed": seed, "scale": scale, "minutes": round(minutes, 2), "resumed": resumed}
             write_json(place.results, facts)
     _say_what_next(place, results, minutes, console)
