@@ -21,7 +21,7 @@ ALLOWED = {
     "processing": {"imaging", "data", "models"},
     "inference": {"imaging", "data", "models", "processing"},
     "training": {"cards", "imaging", "data", "phantoms", "models", "processing", "inference"},
-    "checkpoints": {"imaging", "data", "models", "processing"},
+    "checkpoints": {"cards", "imaging", "data", "models", "processing"},
     "evaluation": {"imaging", "data", "models", "processing", "inference", "checkpoints"},
     "ward": {"imaging", "data", "models", "processing", "inference"},
     "serving": {"imaging", "data", "models", "processing", "inference", "checkpoints"},

@@ -12,11 +12,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from medmvl.cards import card_text
 from medmvl.checkpoints import adapt, inspect_folder, load_adapted, merge
 from medmvl.errors import CheckpointError, MedMVLError
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.models.probe import probe_batch, probe_logits
 from medmvl.models.weights import Weights
+from medmvl.processing.stored_prompts import read_prompts
 
 
 @pytest.fixture(scope="module", params=["v1", "v2"])
@@ -76,6 +78,17 @@ def test_merged_equals_base_and_adapter(trained: tuple[Path, Path, torch.Tensor]
     difference = float((probe_logits(merged, probe_batch(merged.config)) - expected).abs().max() / expected.abs().max())
     assert difference <= (1e-4 if merged.dtype == torch.float32 else 1e-1)
     assert (tmp_path / "merged" / "processor_config.json").is_file()
+
+
+def test_merged_model_inherits_the_data_of_its_base(trained: tuple[Path, Path, torch.Tensor], tmp_path: Path) -> None:
+    base, folder, _ = trained
+    drawn = shutil.copytree(base, tmp_path / "base")
+    (drawn / "README.md").write_text("---\ntags: [synthetic-data]\n---\n")
+    merge(folder, tmp_path / "merged", drawn)
+    text = card_text(tmp_path / "merged")
+    assert "- synthetic-data\n" in text
+    assert f"| Started from | {drawn} (SHA-256 of the weights " in text
+    assert read_prompts(tmp_path / "merged").synthetic
 
 
 def test_the_base_may_have_moved(trained: tuple[Path, Path, torch.Tensor], tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def collect_training_data(recipe: Mapping[str, Any], last: str | None = None, de
     return TrainingData(
         tuple(_data_set(name, recipe, stages_of) for name, stages_of in used.items() if stages_of),
         tuple(_data_set(name, recipe, stages_of) for name, stages_of in evaluated.items() if stages_of),
-        tuple(_base_of(source, depth) for source in dict.fromkeys(_sources(recipe, stages)) if depth < _MAX_DEPTH),
+        tuple(base_of(source, depth) for source in dict.fromkeys(_sources(recipe, stages)) if depth < _MAX_DEPTH),
     )
 
 
@@ -160,6 +160,8 @@ def read_training_data(folder: Path) -> TrainingData:
 
 def with_stored(found: TrainingData, stored: TrainingData) -> TrainingData:
     """Return found training data, completed by the stored ones where files or bases are no longer there."""
+    if found == TrainingData():  # no recipe, as of a merged adapter
+        return stored
     return TrainingData(
         _completed(found.data, stored.data),
         _completed(found.held_out, stored.held_out),
@@ -291,7 +293,7 @@ def _model_sources(model: Mapping[str, Any]) -> Iterable[str]:
             yield str(source)
 
 
-def _base_of(source: str, depth: int) -> Base:
+def base_of(source: str, depth: int = 0) -> Base:
     """Return a base with its version: of a folder as it is now, of a hub name as it is in the cache of this machine."""
     if Path(source).is_dir():
         digest = weights_digest(Path(source))

@@ -15,6 +15,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, ModulesToSaveWrapper, get_peft_model_state_dict
 
+from medmvl.cards.training_data import TrainingData, base_of, write_training_data
 from medmvl.errors import CheckpointError
 from medmvl.files import PathLike, atomic_directory, check_new_folder, read_json
 from medmvl.models import MedMVLForConditionalGeneration
@@ -24,6 +25,7 @@ from medmvl.models.quantized import Quantizer, quantize_linears
 from medmvl.models.weights import open_weights
 from medmvl.pretrained import ADAPTER_CONFIG, check_folder, first_line
 from medmvl.processing import MedMVLProcessor
+from medmvl.processing.stored_prompts import StoredPrompts
 
 #: Longest list of module names in an adapter's settings.
 _MOST_NAMES = 5000
@@ -243,6 +245,9 @@ def merge(source: PathLike, target: PathLike, base: PathLike | None = None) -> M
     with atomic_directory(Path(target)) as folder:
         merged.save_pretrained(folder)
         MedMVLProcessor.from_pretrained(str(root)).save_pretrained(folder)
+        known = TrainingData(base=(base_of(str(root)),))  # what the adapters were trained on is not
+        write_training_data(folder, known)
+        StoredPrompts(synthetic=known.synthetic).save(folder)
         written = probe_logits(MedMVLForConditionalGeneration.from_pretrained(folder), batch)
         if not _relative(written, found) <= tolerance:  # equal weights elsewhere in memory may round another way
             raise CheckpointError(
