@@ -37,7 +37,7 @@ def test_a_conversion_says_what_it_did(slake, tmp_path) -> None:
     out = tmp_path / "out"
     result = invoke("data", "convert", "slake", slake, "--out", out, "--multi-turn", "--set", "tasks=vqa")
     assert result.exit_code == 0, result.output
-    assert "License: CC BY 4.0" in result.stdout
+    assert "License: Apache-2.0 (drawn by medmvl; synthetic)" in result.stdout
     rows = [row for file in slake.glob("*.json") for row in json.loads(file.read_text())]
     chinese = sum(row["q_lang"] == "zh" for row in rows)
     assert chinese
