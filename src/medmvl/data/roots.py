@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from medmvl.data.read_options import DEFAULT_READING, ReadOptions
@@ -11,6 +12,8 @@ from medmvl.files import PathLike, read_json
 from medmvl.remote import RemotePath, as_root, exists, join, local_copy, moved, parent
 
 REPORT = "report.json"
+#: Key of the folders in the note next to a predictions file; they are no part of what the rows depend on.
+NOTED_ROOTS = "media_roots"
 
 Root = Path | RemotePath
 """A folder, or the URL of one."""
@@ -78,3 +81,48 @@ def media_root_of(file: Root) -> Root:
     """Return the media root of a records file: `media_root` of its conversion report, else the file's own folder."""
     noted = str(conversion_report(file).get("media_root", "."))
     return moved(parent(file), noted) if isinstance(file, RemotePath) else file.parent / noted
+
+
+def run_note(predictions: Path) -> Path:
+    """Return the path of the note about how a predictions file was made."""
+    return predictions.with_name(f"{predictions.name}.run.json")
+
+
+def relative_roots(predictions: Path, image: Root, volume: Root) -> dict[str, str]:
+    """Return the local folders of the images and volumes as the note holds them: relative to the folder of the predictions.
+
+    URLs are left out: only those that the user writes are read.
+    """
+    folder = predictions.resolve().parent
+    roots = {"image": image, "volume": volume}
+    return {
+        what: Path(os.path.relpath(root.resolve(), folder)).as_posix()
+        for what, root in roots.items()
+        if not isinstance(root, RemotePath)
+    }
+
+
+def roots_of_predictions(predictions: PathLike, roots: MediaRoots) -> MediaRoots:
+    """Return the roots, with those that were noted when the predictions were made in place of folders that are not set.
+
+    A folder that is not there any more, or a note that cannot be read, counts for nothing: scoring needs no picture.
+
+    Args:
+        predictions: a file of rows that this toolkit wrote, or of another tool.
+        roots: as given by the user.
+    """
+    file = Path(predictions).resolve()
+    try:
+        noted = read_json(run_note(file)) if run_note(file).is_file() else {}
+    except DataError:
+        return roots
+    given = noted.get(NOTED_ROOTS) if isinstance(noted, dict) else None
+    found = given if isinstance(given, dict) else {}
+    folders = {what: file.parent / found[what] for what in ("image", "volume") if isinstance(found.get(what), str)}
+    folders = {what: folder for what, folder in folders.items() if folder.is_dir()}
+    image, volume = folders.get("image"), folders.get("volume")
+    return replace(
+        roots,
+        image=image if roots.image is None else roots.image,
+        volume=volume if roots.volume is None else roots.volume,
+    )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medmvl.data.formats import read_records
-from medmvl.data.roots import MediaRoots
+from medmvl.data.roots import MediaRoots, roots_of_predictions
 from medmvl.errors import EvaluationError, MedMVLError, naming
 from medmvl.evaluation.controls import check_control_names
 from medmvl.evaluation.gallery import pick_cases
@@ -47,7 +47,8 @@ def evaluate_predictions(
         out: the evaluation folder.
         controls: predictions of the same model on the same records without the right image, by control name
             (`blank`, `shuffled`, `text_only`).
-        roots: folders of the images and volumes, for the pictures of the report; without them paths are used as written.
+        roots: folders of the images and volumes, for the pictures of the report; without them those that `medmvl predict` noted, else
+            paths are used as written.
         options: how to score and report.
 
     Returns:
@@ -75,7 +76,8 @@ def evaluate_predictions(
     folder = Path(out)
     results = write_results(folder, {benchmark: entry})
     write_text(folder / "table.md", markdown_table(results))
-    write_details(folder, benchmark, pick_cases(task, answers, control_answers, MediaRoots.of(roots)))
+    cases = pick_cases(task, answers, control_answers, roots_of_predictions(predictions, MediaRoots.of(roots)))
+    write_details(folder, benchmark, cases)
     if chosen.log is not None:
         keep_training_log(folder, chosen.log)
     write_report(folder, chosen.title)

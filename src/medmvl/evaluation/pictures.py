@@ -50,13 +50,21 @@ def draw_case(item: Item, roots: MediaRoots) -> Picture:
 
 
 def _locate(path: str, root: PathLike | None, what: str) -> Path | RemotePath:
-    if root is not None:
-        found = resolve_below(as_root(root), path, what)
-        return found if isinstance(found, RemotePath) else Path(found)
+    """Return where a file is: below the root, or as written without one.
+
+    Raises:
+        DataError: naming the flag that says where it is, if it is not there.
+    """
     try:
-        return existing(path, what)
+        if root is None:
+            return existing(path, what)
+        found = resolve_below(as_root(root), path, what)
     except DataError as error:
-        raise DataError(f"{error} Give --{what}-root.") from error
+        raise DataError(
+            f"{error} Give --{what}-root FOLDER: the folder that the paths in the data file are relative to (`media_root` in the "
+            "report.json next to it, else the folder of the data file)."
+        ) from error
+    return found if isinstance(found, RemotePath) else Path(found)
 
 
 def _draw_image(item: Item, path: PathLike, reading: ReadOptions, more: int) -> Picture:

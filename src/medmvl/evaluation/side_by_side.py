@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from medmvl.data.roots import MediaRoots
+from medmvl.data.roots import MediaRoots, roots_of_predictions
 from medmvl.errors import EvaluationError
 from medmvl.evaluation.gallery import single_scores, take_turns
 from medmvl.evaluation.items import Item, read_items
@@ -42,7 +42,8 @@ def compare_predictions(
         benchmark: a name in `BENCHMARKS`.
         out: the folder to write to.
         names: what to call the runs; by default their file or folder names.
-        roots: folders of the images and volumes, for the pictures; without them the paths are used as written.
+        roots: folders of the images and volumes, for the pictures; without them those that `medmvl predict` noted for the first run,
+            else the paths are used as written.
         title: heading of the page.
 
     Returns:
@@ -72,7 +73,7 @@ def compare_predictions(
         "counts": {"shared": len(shared), "only_first": len(runs[0].items) - len(shared),
                    "only_second": len(runs[1].items) - len(shared)},
     }  # fmt: skip
-    cases = _changed(task, mine, theirs, MediaRoots.of(roots))
+    cases = _changed(task, mine, theirs, roots_of_predictions(first, MediaRoots.of(roots)))
     page = environment().get_template("side_by_side.html.j2").render(title=title, results=results, cases=cases)
     write_json(Path(out) / DATA, results)
     write_text(Path(out) / PAGE, page)

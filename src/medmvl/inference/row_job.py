@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medmvl.data.dataset import SampleDataset
+from medmvl.data.roots import NOTED_ROOTS, relative_roots, run_note
 from medmvl.errors import DataError, shown
 from medmvl.files import OutputLock, atomic, read_json, write_json, write_text
 from medmvl.inference.shares import Share
@@ -28,8 +29,8 @@ class RowJob:
 
     Args:
         out: JSON Lines file.
-        dataset: the records.
-        facts: what the rows depend on (model, data, settings); kept in `<out>.run.json` and compared on a rerun.
+        dataset: the records; the folders of its media are noted in `<out>.run.json`, so that a report finds the pictures.
+        facts: what the rows depend on (model, data, settings); kept in the same note and compared on a rerun.
         on_row: called with (rows done, rows in all) after each batch.
         share: of this process.
 
@@ -165,29 +166,30 @@ class RowJob:
                     handle.seek(places[name][0])
                     target.write(handle.read(places[name][1]))
 
-    @property
-    def _note(self) -> Path:
-        return self.out.with_name(f"{self.out.name}.run.json")
-
     def _check_same_run(self, facts: dict[str, Any]) -> None:
+        note = run_note(self.out)
+        roots = {NOTED_ROOTS: relative_roots(self.out, self.dataset.image_root, self.dataset.volume_root)}
         if not self.out.exists():
-            write_json(self._note, facts)
+            write_json(note, facts | roots)
             return
-        if not self._note.exists():
+        if not note.exists():
             raise DataError(
                 f"{self.out} exists and was not written by this command. Choose another --out or remove it."
             )
-        before = read_json(self._note)
+        before = read_json(note)
         if not isinstance(before, dict):
             raise DataError(
-                f"{self._note} is damaged: it must hold a JSON object. Choose another --out, or remove both files."
+                f"{note} is damaged: it must hold a JSON object. Choose another --out, or remove both files."
             )
-        changed = sorted(key for key in facts.keys() | before.keys() if facts.get(key) != before.get(key))
+        compared = (facts.keys() | before.keys()) - roots.keys()
+        changed = sorted(key for key in compared if facts.get(key) != before.get(key))
         if changed:
             raise DataError(
                 f"{self.out} was begun with another {', '.join(changed)[:200]}. Choose another --out, or remove the file to "
                 "start over."
             )
+        if before.get(NOTED_ROOTS) != roots[NOTED_ROOTS]:  # the media were moved, or an older version noted none
+            write_json(note, facts | roots)
 
     def _finished_ids(self) -> set[str]:
         """Return the ids in the file; remove an incomplete last line, which a killed process leaves.
