@@ -22,7 +22,7 @@ ALLOWED = {
     "inference": {"imaging", "data", "models", "processing"},
     "training": {"cards", "imaging", "data", "phantoms", "models", "processing", "inference"},
     "checkpoints": {"cards", "imaging", "data", "models", "processing"},
-    "evaluation": {"imaging", "data", "models", "processing", "inference", "checkpoints"},
+    "evaluation": {"imaging", "data", "phantoms", "models", "processing", "inference", "checkpoints"},
     "ward": {"imaging", "data", "models", "processing", "inference"},
     "serving": {"imaging", "data", "models", "processing", "inference", "checkpoints"},
 }

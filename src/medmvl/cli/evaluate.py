@@ -163,14 +163,16 @@ def evaluate(
 
 
 def _print_headlines(out: Path, names: list[str]) -> None:
-    """Print a line for each benchmark that was scored; the folder may hold others."""
-    from medmvl.evaluation.headline import headline
+    """Print the main score of each benchmark that was scored, and its weakest groups; the folder may hold others."""
+    from medmvl.evaluation.headline import headline, weakest
     from medmvl.evaluation.results import RESULTS
     from medmvl.files import read_json
 
     entries = read_json(out / RESULTS)["benchmarks"]
     for name in dict.fromkeys(names):
         typer.echo(headline(name, entries[name]))
+        if lowest := weakest(entries[name]):
+            typer.echo(f"  lowest of {name}: {lowest}")
 
 
 def _check_sources(

@@ -16,7 +16,7 @@ from medmvl.evaluation.metrics.measured import BRIER, confidence_of
 from medmvl.evaluation.metrics.vqa import YES_NO, chosen_option, closed_correct, is_closed, options_of
 from medmvl.evaluation.report_findings import report_findings
 from medmvl.evaluation.scoring import Answers, defined, score_columns, score_metric
-from medmvl.evaluation.tasks.benchmark import Benchmark
+from medmvl.evaluation.tasks.benchmark import Benchmark, Column, Grouping
 from medmvl.evaluation.text import normalize_word
 
 MAX_VALUES = 40  # a key with more distinct values than this is an identifier, not a kind of question
@@ -42,6 +42,46 @@ def _value(item: Item, key: str) -> str:
 
 def _scores_of(benchmark: Benchmark, answers: Answers, key: str, value: str) -> dict[str, dict[str, Any]]:
     return defined(score_columns(benchmark, answers, lambda item: _value(item, key) == value))
+
+
+def by_grouping(
+    benchmark: Benchmark, answers: Answers, controls: Mapping[str, Answers]
+) -> dict[str, dict[str, dict[str, dict[str, Any]]]]:
+    """Return {grouping: {value: {metric: entry}}} for the benchmark's groupings that split the items.
+
+    An entry has the keys of a score and `controls`: {control: its value on the same questions}.
+    """
+    result: dict[str, dict[str, dict[str, dict[str, Any]]]] = {}
+    for grouping in benchmark.groupings:
+        keys = [column.key for column in benchmark.columns]
+        columns = [benchmark.column(key) for key in grouping.columns if key in keys]
+        values = sorted({value for item in answers.items if (value := grouping.value(item))})
+        found = {value: _group_scores(columns, grouping, value, answers, controls) for value in values}
+        found = {value: scores for value, scores in found.items() if scores}
+        if len(found) > 1:
+            result[grouping.name] = found
+    return result
+
+
+def _group_scores(
+    columns: Sequence[Column], grouping: Grouping, value: str, answers: Answers, controls: Mapping[str, Answers]
+) -> dict[str, dict[str, Any]]:
+    """Return {metric: entry} of the items with one value of a grouping."""
+
+    def belongs(item: Item) -> bool:
+        return grouping.value(item) == value
+
+    scores = {}
+    for column in columns:
+        score = answers.table(column).only(belongs).score()
+        if math.isnan(score.value):
+            continue
+        theirs = {
+            name: control.table(column).only(belongs).score(interval=False).value for name, control in controls.items()
+        }
+        known = {name: found for name, found in theirs.items() if not math.isnan(found)}
+        scores[column.key] = {**score.to_dict(), "controls": known}
+    return scores
 
 
 def by_finding(benchmark: Benchmark, items: list[Item]) -> dict[str, dict[str, float | int | None]]:

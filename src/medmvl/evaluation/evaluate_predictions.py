@@ -11,7 +11,7 @@ from medmvl.data.formats import read_records
 from medmvl.data.roots import MediaRoots, roots_of_predictions
 from medmvl.errors import EvaluationError, MedMVLError, naming
 from medmvl.evaluation.controls import check_control_names
-from medmvl.evaluation.gallery import pick_cases
+from medmvl.evaluation.gallery import pick_cases, single_scores
 from medmvl.evaluation.items import Faults, Item, has_reference, make_item, read_items
 from medmvl.evaluation.label_files import attach_labels, read_label_file
 from medmvl.evaluation.metrics.labels import PREDICTED
@@ -76,8 +76,9 @@ def evaluate_predictions(
     folder = Path(out)
     results = write_results(folder, {benchmark: entry})
     write_text(folder / "table.md", markdown_table(results))
+    singles = [score for _, score in single_scores(task, answers).values()]
     cases = pick_cases(task, answers, control_answers, roots_of_predictions(predictions, MediaRoots.of(roots)))
-    write_details(folder, benchmark, cases)
+    write_details(folder, benchmark, cases, singles)
     if chosen.log is not None:
         keep_training_log(folder, chosen.log)
     write_report(folder, chosen.title)

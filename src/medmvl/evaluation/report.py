@@ -12,7 +12,7 @@ import jinja2
 
 from medmvl.evaluation.curves import loss_curve
 from medmvl.evaluation.published import filled_tables
-from medmvl.evaluation.table import control_names, gain_name
+from medmvl.evaluation.table import control_meanings, control_names, coverage, gain_name, grouping_rows
 from medmvl.files import iter_jsonl, read_json, write_json, write_text
 
 DETAILS = "details"
@@ -113,8 +113,21 @@ def environment() -> jinja2.Environment:
     found = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     found.globals.update(label=label, number=number, interval=interval, plain=plain, place=_place)
     found.globals.update(controls=control_names, gain_name=gain_name, signed=lambda value: f"{value:+.3f}", kinds=KINDS)
-    found.globals.update(group_keys=_group_keys, scores_of=_variant_scores, verdict=_verdict)
+    found.globals.update(coverage=coverage, control_meanings=control_meanings, grouping_rows=grouping_rows)
+    found.globals.update(distinct=_distinct_groups, group_keys=_group_keys, scores_of=_variant_scores, verdict=_verdict)
     return found
+
+
+def _distinct_groups(breakdown: Mapping[str, Mapping[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """Return {name: groups} of a breakdown; record keys that group all records in the same way share one entry."""
+    names: list[list[str]] = []
+    for key, groups in breakdown.items():
+        equal = next((found for found in names if breakdown[found[0]] == groups), None)
+        if equal is None:
+            names.append([key])
+        else:
+            equal.append(key)
+    return {" and ".join(key.replace("_", " ") for key in found): breakdown[found[0]] for found in names}
 
 
 def _group_keys(groups: Mapping[str, Mapping[str, Any]]) -> list[str]:
@@ -134,9 +147,17 @@ def _variant_scores(entry: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {name: found["metrics"] for name, found in entry["variants"].items()}
 
 
-def write_details(out: Path, benchmark: str, cases: list[dict[str, Any]]) -> None:
-    """Save the drawn cases of a benchmark next to the results, so that the page can be made again."""
-    write_json(out / DETAILS / f"{benchmark}.json", {"cases": cases}, indent=None)
+def write_details(out: Path, benchmark: str, cases: list[dict[str, Any]], singles: Sequence[float] = ()) -> None:
+    """Save the drawn cases of a benchmark next to the results, so that the page can be made again.
+
+    Args:
+        out: the evaluation folder.
+        benchmark: its name.
+        cases: from `pick_cases`.
+        singles: score of every answer that can be scored alone.
+    """
+    counts = {"scored": len(singles), "below_one": sum(score < 1 for score in singles)}
+    write_json(out / DETAILS / f"{benchmark}.json", {"cases": cases, **counts}, indent=None)
 
 
 def keep_training_log(out: Path, log: Path | Sequence[Mapping[str, Any]]) -> None:
@@ -160,7 +181,8 @@ def write_report(out: Path, title: str = "MedM-VL evaluation") -> Path:
             results=results,
             synthetic=any(entry.get("synthetic") for entry in results["benchmarks"].values()),
             curve=loss_curve(read_json(training)) if training.is_file() else "",
-            cases=lambda name, kind: [case for case in details[name] if case["kind"] == kind],
+            cases=lambda name, kind: [case for case in details[name]["cases"] if case["kind"] == kind],
+            no_worst=lambda name: _no_worst(details[name]),
             tables=filled_tables(results),
         )
     )
@@ -168,6 +190,16 @@ def write_report(out: Path, title: str = "MedM-VL evaluation") -> Path:
     return out / "report.html"
 
 
-def _details(out: Path, benchmark: str) -> list[dict[str, Any]]:
+def _details(out: Path, benchmark: str) -> dict[str, Any]:
     path = out / DETAILS / f"{benchmark}.json"
-    return read_json(path)["cases"] if path.is_file() else []
+    found: dict[str, Any] = read_json(path) if path.is_file() else {"cases": []}
+    return found
+
+
+def _no_worst(details: Mapping[str, Any]) -> str:
+    """Return why the page shows no worst answers; "" if that is not known (older folders hold no counts)."""
+    if not details.get("scored"):
+        return ""
+    if details["below_one"]:
+        return "All answers that score below 1 are shown above."
+    return f"No wrong answer: each of the {details['scored']} answers that can be scored alone scores 1."

@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from medmvl.errors import EvaluationError
-from medmvl.evaluation.breakdown import by_finding, by_group, closed_answers, report_findings_of
+from medmvl.evaluation.breakdown import by_finding, by_group, by_grouping, closed_answers, report_findings_of
 from medmvl.evaluation.controls import floor_answers, image_share
 from medmvl.evaluation.items import Item
 from medmvl.evaluation.metrics.label_conventions import convention_of
+from medmvl.evaluation.metrics.vqa import is_closed
+from medmvl.evaluation.score_notes import score_notes
 from medmvl.evaluation.scoring import Answers, Score, defined, score_columns
 from medmvl.evaluation.statistics import LEVEL, RESAMPLES, SEED
 from medmvl.evaluation.tasks import Benchmark
@@ -78,6 +80,7 @@ def score_benchmark(
         controls: answers of the same model without the right image, by control name; `majority` (or `chance`) is always added.
     """
     given, items = dict(controls or {}), answers.items
+    benchmark = benchmark.with_headline_for(items)
     scores = score_columns(benchmark, answers)
     if not scores:
         raise EvaluationError(
@@ -100,6 +103,8 @@ def score_benchmark(
         "counts": _counts(items),
         "label_conventions": _label_conventions(items),
         "breakdown": by_group(benchmark, answers),
+        "groupings": by_grouping(benchmark, answers, blind),
+        "notes": score_notes(benchmark, items),
         "findings": by_finding(benchmark, items),
         "closed": closed_answers(items),
         "report_findings": {
@@ -138,6 +143,7 @@ def _label_conventions(items: Sequence[Item]) -> dict[str, str]:
 def _counts(items: Sequence[Item]) -> dict[str, int]:
     return {
         "records": len(items),
+        "closed": sum(map(is_closed, items)),
         "patients": len({item.patient for item in items}),
         "empty_predictions": sum(not item.prediction.strip() for item in items),
         "empty_references": sum(not item.reference.strip() for item in items),

@@ -63,6 +63,7 @@ def compare_predictions(
             "Predict the same data file with both models."
         )
     mine, theirs = (Answers([item for item in run.items if item.id in shared]) for run in runs)
+    task = task.with_headline_for(mine.items)
     called = names or _names(Path(first), Path(second))
     results = {
         "benchmark": benchmark,

@@ -7,7 +7,17 @@ from typing import Any
 
 from medmvl.evaluation.published import filled_tables
 
-CONTROL_ORDER = ("blank", "shuffled", "text_only", "majority", "chance")
+#: Control -> what answers, in the order of the table.
+CONTROL_MEANINGS = {
+    "blank": "every image replaced by a constant",
+    "shuffled": "another patient's picture",
+    "text_only": "no picture",
+    "majority": "no model: the most frequent reference per question, chosen on the references themselves, so an upper bound for "
+    "constant answers",
+    "chance": "no model: what a random order would find",
+}
+#: Controls that ask no model.
+FLOORS = ("majority", "chance")
 
 
 def score_text(entry: Mapping[str, Any] | None, *, signed: bool = False) -> str:
@@ -22,8 +32,14 @@ def score_text(entry: Mapping[str, Any] | None, *, signed: bool = False) -> str:
 
 def control_names(entry: Mapping[str, Any]) -> list[str]:
     """Return the controls of a benchmark's entry in the order of the table."""
-    others = [name for name in entry["controls"] if name not in CONTROL_ORDER]
-    return [*others, *(name for name in CONTROL_ORDER if name in entry["controls"])]
+    others = [name for name in entry["controls"] if name not in CONTROL_MEANINGS]
+    return [*others, *(name for name in CONTROL_MEANINGS if name in entry["controls"])]
+
+
+def control_meanings(results: Mapping[str, Any]) -> dict[str, str]:
+    """Return {name as shown: what answers} of the controls that any benchmark of a results.json has."""
+    having = {name for entry in results["benchmarks"].values() for name in entry["controls"]}
+    return {name.replace("_", " "): meaning for name, meaning in CONTROL_MEANINGS.items() if name in having}
 
 
 def gain_name(entry: Mapping[str, Any]) -> str:
@@ -42,6 +58,16 @@ def image_text(share: Mapping[str, Any] | None) -> str:
     return score_text(share and {"value": share["gain"], "ci95": share["ci95"]}, signed=True)
 
 
+def coverage(entry: Mapping[str, Any], key: str) -> str:
+    """Return which questions a score covers: "the 56 closed of 60 questions"; "" where it covers all of them."""
+    n, records = entry["model"][key]["n"], entry["counts"]["records"]
+    if n == records:
+        return ""
+    # Older results hold no number of closed questions.
+    closed = key.startswith("closed_accuracy") and n == entry["counts"].get("closed")
+    return f"the {n} closed of {records} questions" if closed else f"{n} of {records} questions"
+
+
 def benchmark_rows(entry: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     """Return header and rows of one benchmark's table."""
     controls = control_names(entry)
@@ -53,9 +79,40 @@ def benchmark_rows(entry: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
     return header, rows
 
 
+def grouping_rows(entry: Mapping[str, Any], name: str) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of one grouping of a benchmark: metric by metric, the lowest value of the model first."""
+    controls = control_names(entry)
+    groups = entry["groupings"][name]
+    rows = []
+    for key in dict.fromkeys(key for scores in groups.values() for key in scores):
+        having = [(scores[key], value) for value, scores in groups.items() if key in scores]
+        for score, value in sorted(having, key=lambda pair: (pair[0]["value"], pair[1])):
+            theirs = [score["controls"].get(control) for control in controls]
+            cells = ["–" if found is None else f"{found:.3f}" for found in theirs]
+            rows.append([value, key, str(score["n"]), score_text(score), *cells, _gain_of_group(score)])
+    shown = [control.replace("_", " ") for control in controls]
+    return [name, "metric", "n", "model", *shown, gain_name(entry)], rows
+
+
+def _gain_of_group(score: Mapping[str, Any]) -> str:
+    """Return the model minus the strongest control that asks the model; a dash without one."""
+    asked = [value for control, value in score["controls"].items() if control not in FLOORS]
+    return f"{score['value'] - max(asked):+.3f}" if asked else "–"
+
+
+def _groupings_tables(entry: Mapping[str, Any]) -> list[str]:
+    """Return the groupings of a benchmark as Markdown lines."""
+    lines = []
+    for name in entry.get("groupings") or {}:
+        header, rows = grouping_rows(entry, name)
+        lines += [line(header), line(["---"] * len(header)), *map(line, rows), ""]
+    return lines
+
+
 def markdown_table(results: Mapping[str, Any]) -> str:
     """Return all benchmarks of a results.json as Markdown."""
     parts = ["# Results", ""]
+    parts += [*(f"- {name}: {meaning}" for name, meaning in control_meanings(results).items()), ""]
     for name, entry in results["benchmarks"].items():
         header, rows = benchmark_rows(entry)
         counts = entry["counts"]
@@ -68,7 +125,9 @@ def markdown_table(results: Mapping[str, Any]) -> str:
             f"Brackets: 95 % bootstrap interval over patients. {gain_name(entry).capitalize()}: {_gain_meaning(entry)}.",
             "",
         ]
+        parts += _groupings_tables(entry)
         parts += _findings_table(entry)
+        parts += [*(f"- {note}" for note in entry.get("notes") or ()), ""]
         area = (entry.get("closed") or {}).get("auroc")
         parts += [f"- AUROC of yes/no probabilities: {area['value']:.3f} (n = {area['n']})."] if area else []
         parts += [f"- labels: {text}." for text in (entry.get("label_conventions") or {}).values()]

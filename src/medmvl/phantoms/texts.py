@@ -6,6 +6,7 @@ be answered by yes or no is asked of every patient about the same findings, each
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -238,6 +239,26 @@ def yes_no(
         text = text[0].upper() + text[1:]
         questions.append(Question(text, "Yes" if present else "No", True, "Abnormality", name))
     return questions
+
+
+def finding_asked(question: str) -> str | None:
+    """Return the finding that a question about a phantom names, in any of its wordings; None if it names none."""
+    asked = question.lower()
+    for name in FINDINGS:
+        own = (form.lower() for form in _OWN_YES_NO.get(name, ()))
+        if name in asked or _CHINESE.get(name, name) in asked or any(form in asked for form in own):
+            return name
+    return None
+
+
+_NEW_WORDING = re.compile(
+    "|".join(re.escape(form).replace(r"\{finding\}", ".+").replace(r"\{picture\}", r"\w+") for form in _NEW_YES_NO)
+)
+
+
+def is_new_wording(question: str) -> bool:
+    """Whether a question has one of the wordings that are kept for held-out patients (`new_wordings` of `yes_no`)."""
+    return _NEW_WORDING.search(question) is not None
 
 
 def which_side(findings: dict[str, Finding], names: Sequence[str], rng: np.random.Generator) -> list[Question]:

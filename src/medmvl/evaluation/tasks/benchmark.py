@@ -10,6 +10,7 @@ from medmvl.errors import EvaluationError, did_you_mean, shown
 from medmvl.evaluation.items import Item
 from medmvl.evaluation.metrics import METRICS, Metric, label_f1
 from medmvl.evaluation.metrics.labels import label_f1_kind
+from medmvl.evaluation.metrics.vqa import is_closed
 from medmvl.inference.answering import CONTROLS
 from medmvl.registry import Registry
 
@@ -41,6 +42,21 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
+class Grouping:
+    """A breakdown of some columns by a property of the questions, the controls in further columns.
+
+    Attributes:
+        name: of the property ("finding").
+        value: the property of an item; "" leaves the item out.
+        columns: keys of the columns that are broken down.
+    """
+
+    name: str
+    value: Callable[[Item], str]
+    columns: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Benchmark:
     """A named set of questions with its scorers.
 
@@ -55,7 +71,9 @@ class Benchmark:
         belongs: which records of those files are its questions; the others are counted, not scored.
         profile: name of the scorer profile its columns come from.
         synthetic: whether the data are drawn, so that no number is a clinical claim.
+        closed_headline: key of the headline instead, if more than half of the questions are closed; "" keeps `headline`.
         groups: record keys that the report breaks the scores down by.
+        groupings: properties of the questions that it also breaks some scores down by.
         retrieval: whether a dual encoder looks for the records' texts, instead of a model answering questions.
         chance: items -> the same items with the expected result of random guessing; None: the baseline is the most
             frequent answer.
@@ -77,6 +95,8 @@ class Benchmark:
     profile: str | None = None
     synthetic: bool = False
     groups: tuple[str, ...] = ("task", "question_type", "content_type", "answer_type", "modality")
+    closed_headline: str = ""
+    groupings: tuple[Grouping, ...] = ()
     retrieval: bool = False
     chance: Callable[[Sequence[Item]], list[Item]] | None = None
     answer: Callable[..., int] | None = None
@@ -88,12 +108,18 @@ class Benchmark:
         keys = [column.key for column in self.columns]
         if len(set(keys)) != len(keys):
             raise ValueError(f"Benchmark {self.name!r} has two columns of one key: {keys}.")
-        if self.headline not in keys:
-            raise ValueError(f"Benchmark {self.name!r} has no column {self.headline!r} for its headline.")
+        for headline in (self.headline, self.closed_headline or self.headline):
+            if headline not in keys:
+                raise ValueError(f"Benchmark {self.name!r} has no column {headline!r} for its headline.")
 
     def column(self, key: str) -> Column:
         """Return the column with this key."""
         return next(column for column in self.columns if column.key == key)
+
+    def with_headline_for(self, items: Sequence[Item]) -> Benchmark:
+        """Return the benchmark with the headline for these items: `closed_headline` if more than half are closed questions."""
+        mostly_closed = 2 * sum(map(is_closed, items)) > len(items)
+        return replace(self, headline=self.closed_headline) if self.closed_headline and mostly_closed else self
 
     def with_labeler(self, name: str) -> Benchmark:
         """Return the benchmark with its label F1 read by another labeler.

@@ -26,6 +26,7 @@ OWN = BENCHMARKS.add(
             column("acc_iou50", "acc-iou50", is_located),
         ),
         headline=_HEADLINE,
+        closed_headline="closed_accuracy",
         files=usual_files("own", "test"),
         license="yours",
     ),

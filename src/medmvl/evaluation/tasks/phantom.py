@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from medmvl.data.synthetic import LICENSE
+from medmvl.evaluation.items import Item
 from medmvl.evaluation.metrics.boxes import is_located
 from medmvl.evaluation.metrics.choice import has_letter
-from medmvl.evaluation.tasks.benchmark import BENCHMARKS, Benchmark, Column, Where, column, usual_files
+from medmvl.evaluation.metrics.vqa import is_closed
+from medmvl.evaluation.tasks.benchmark import BENCHMARKS, Benchmark, Column, Grouping, Where, column, usual_files
+from medmvl.phantoms.texts import finding_asked, is_new_wording
 
 
 def of_task(*names: str) -> Where:
@@ -42,6 +45,34 @@ def _box_columns() -> tuple[Column, ...]:
     )
 
 
+def _finding(item: Item) -> str:
+    """Return the finding that a question names; "" if it names none."""
+    return finding_asked(item.question) or ""
+
+
+def _object(item: Item) -> str:
+    """Return the object that a question about a box is about; "" for other questions."""
+    return str(item.record.get("object") or "")
+
+
+def _language(item: Item) -> str:
+    """Return the language of a question."""
+    return "Chinese" if item.chinese else "English"
+
+
+def _wording(item: Item) -> str:
+    """Return whether a closed question has a wording that training patients are asked in; "" for open questions."""
+    if not is_closed(item):
+        return ""
+    return "new wording" if is_new_wording(item.question) else "wording of the training"
+
+
+_CLOSED_GROUPINGS = (
+    Grouping("finding", _finding, ("closed_accuracy",)),
+    Grouping("wording", _wording, ("closed_accuracy",)),
+    Grouping("language", _language, ("closed_accuracy",)),
+)
+
 PHANTOM_2D = BENCHMARKS.add(
     "phantom-2d",
     Benchmark(
@@ -54,6 +85,7 @@ PHANTOM_2D = BENCHMARKS.add(
         files=usual_files("phantom-2d", "test", also=("slake",)),
         license=LICENSE,
         synthetic=True,
+        groupings=(*_CLOSED_GROUPINGS, Grouping("object", _object, ("miou", "accuracy"))),
     ),
 )
 PHANTOM_CT = BENCHMARKS.add(
@@ -68,5 +100,6 @@ PHANTOM_CT = BENCHMARKS.add(
         files=usual_files("phantom-ct", "test") + usual_files("ct-rate", "valid"),
         license=LICENSE,
         synthetic=True,
+        groupings=_CLOSED_GROUPINGS,
     ),
 )

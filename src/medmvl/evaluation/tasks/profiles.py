@@ -218,4 +218,4 @@ def with_profile(benchmark: Benchmark, name: str) -> Benchmark:
         EvaluationError: for an unknown profile.
     """
     columns = PROFILES[name]()
-    return replace(benchmark, columns=columns, headline=columns[0].key, profile=name)
+    return replace(benchmark, columns=columns, headline=columns[0].key, closed_headline="", profile=name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from medmvl.evaluation.table import CONTROL_ORDER, line, score_text
+from medmvl.evaluation.table import CONTROL_MEANINGS, line, score_text
 
 SHOWN = ("closed_accuracy", "bleu1", "token_f1_unimed", "rouge_l", "letter_accuracy", "label_f1_macro", "miou")
 
@@ -18,7 +18,7 @@ def shown_metrics(entry: Mapping[str, Any]) -> list[str]:
 
 def shown_controls(entry: Mapping[str, Any]) -> list[str]:
     """Return the controls that any variant has, in the order of the evaluation's table."""
-    return [name for name in CONTROL_ORDER if any(name in found["controls"] for found in entry["variants"].values())]
+    return [name for name in CONTROL_MEANINGS if any(name in found["controls"] for found in entry["variants"].values())]
 
 
 def cost_cells(cost: Mapping[str, Any] | None) -> list[str]:

@@ -23,6 +23,7 @@ from medmvl.cards import write_card
 from medmvl.errors import RecipeError
 from medmvl.evaluation import EvaluationOptions
 from medmvl.evaluation.evaluate_model import PREDICTIONS, Answered, answer_benchmark, score_answered
+from medmvl.evaluation.headline import weakest
 from medmvl.evaluation.table import markdown_table
 from medmvl.experiments.quickstart.data import convert_all, draw, prepare_volumes, write_warmup
 from medmvl.experiments.quickstart.place import Quickstart, line_count
@@ -83,7 +84,8 @@ def _run(place: Quickstart, seed: int, scale: float, console: Console) -> dict[s
     with _step(console, "4/6  Train connectors, then the whole model"):
         train(recipe(place, seed, scale), place.root, resume=True)
     with _step(
-        console, "5/6  Answer questions about held-out patients, with the right picture, a blank and a wrong one"
+        console,
+        "5/6  Answer questions about held-out patients, with their picture, a blank one and another patient's (shuffled)",
     ):
         results = evaluate(place)
     minutes = (time.monotonic() - begun) / 60
@@ -168,6 +170,8 @@ def _say_what_next(place: Quickstart, results: dict[str, Any], minutes: float, c
             f"{control} {found['controls'][control]['closed_accuracy']['value']:.1%}" for control in CONTROLS
         )
         console.print(f"{name}: closed accuracy [bold]{accuracy:.1%}[/bold] on held-out patients ({blind})")
+        if lowest := weakest(found):
+            console.print(f"  lowest: {lowest}", highlight=False, soft_wrap=True)
     console.print(f"All of it took {minutes:.1f} minutes. Open [bold]{place.root / 'report.html'}[/bold]")
     console.print(
         f"\nWhat to run next ({place.dicom} and {place.radiograph} are a held-out patient, {place.report} is the true report):",
