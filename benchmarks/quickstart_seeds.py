@@ -14,9 +14,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from seed_runs import MEASURED, measure, report
 
@@ -24,24 +25,24 @@ FIGURES = {
     "closed 2D": "closed questions about radiographs, accuracy",
     "closed CT": "closed questions about CTs, accuracy",
     "closed, blank": "closed accuracy with a blank picture, the higher of radiographs and CTs",
-    "closed, other": "closed accuracy with another patient's picture, the higher of radiographs and CTs",
+    "closed, other": "closed accuracy under `shuffled`, with another patient's picture, the higher of radiographs and CTs",
     "nodules": "closed questions about nodules, radiographs and CTs, accuracy",
     "new wordings": "closed questions in wordings that no training patient was asked in, accuracy",
     "Chinese": "closed questions in Chinese (radiographs), accuracy",
     "boxes": "mean IoU",
-    "boxes - usual": "mean IoU above that of the usual place of each object (majority)",
-    "boxes - other": "mean IoU above that with another patient's picture",
+    "boxes - usual": "mean IoU above that of `majority`, the usual place of each object",
+    "boxes - other": "mean IoU above that under `shuffled`",
     "choices": "four-way choices, accuracy",
     "report F1": "findings of reports, macro F1, nodules included",
     "minutes": "all of the quickstart, by the clock",
     "GB": "peak memory of all processes together, looked at every second",
 }
 
-#: Which closed questions a figure counts.
-PARTS: dict[str, Callable[[str, str], bool]] = {
-    "nodules": lambda question, answer: "nodule" in question.lower() or "肺结节" in question,
-    "new wordings": lambda question, answer: "Does the patient have" in question or " visible on this " in question,
-    "Chinese": lambda question, answer: answer in ("是", "否"),
+#: Figure -> grouping and group of results.json whose closed accuracy it is.
+GROUPS = {
+    "nodules": ("finding", "lung nodule"),
+    "new wordings": ("wording", "new wording"),
+    "Chinese": ("language", "Chinese"),
 }
 
 
@@ -51,23 +52,21 @@ def run(folder: Path, seed: int, threads: int) -> None:
     measure([command], folder, threads)
 
 
-def parts_of_closed(folder: Path) -> dict[str, float]:
-    """Return the accuracy of each of `PARTS`, over both benchmarks."""
-    right: dict[str, list[bool]] = {name: [] for name in PARTS}
-    for benchmark in ("phantom-2d", "phantom-ct"):
-        for line in (folder / "predictions" / f"{benchmark}.jsonl").read_text().splitlines():
-            row = json.loads(line)
-            question, answer = row["conversations"][0]["value"], row["answer"]
-            if row.get("answer_type") == "CLOSED":
-                for name, belongs in PARTS.items():
-                    if belongs(question, answer):
-                        right[name].append(row["prediction"].strip().lower() == answer.lower())
-    return {name: sum(answers) / len(answers) for name, answers in right.items()}
+def accuracy_of_group(benchmarks: Mapping[str, Any], grouping: str, group: str) -> float:
+    """Return the closed accuracy of a group of questions, over all benchmarks that have it."""
+    found = [entry["groupings"].get(grouping, {}).get(group) for entry in benchmarks.values()]
+    scores = [scores["closed_accuracy"] for scores in found if scores is not None]
+    return sum(score["value"] * score["n"] for score in scores) / sum(score["n"] for score in scores)
 
 
 def figures(folder: Path) -> dict[str, float]:
     """Return the figures of one finished quickstart."""
     benchmarks = json.loads((folder / "results.json").read_text())["benchmarks"]
+    if not all("groupings" in entry for entry in benchmarks.values()):
+        raise SystemExit(
+            f"{folder / 'results.json'} has no scores by finding: an earlier version wrote it. Score it again: medmvl evaluate "
+            f"--predictions {folder} --benchmark phantom-2d,phantom-ct --out {folder}"
+        )
     radiographs, scans = benchmarks["phantom-2d"], benchmarks["phantom-ct"]
     boxes = {name: found["miou"]["value"] for name, found in radiographs["controls"].items()}
     box = radiographs["model"]["miou"]["value"]
@@ -78,7 +77,7 @@ def figures(folder: Path) -> dict[str, float]:
         "closed, other": max(
             found["controls"]["shuffled"]["closed_accuracy"]["value"] for found in (radiographs, scans)
         ),
-        **parts_of_closed(folder),
+        **{name: accuracy_of_group(benchmarks, *group) for name, group in GROUPS.items()},
         "boxes": box,
         "boxes - usual": box - boxes["majority"],
         "boxes - other": box - boxes["shuffled"],

@@ -23,7 +23,7 @@ FIGURES = {
     "closed 2D": "closed questions about radiographs, accuracy",
     "closed CT": "closed questions about CTs, accuracy",
     "closed, blank": "closed accuracy with a blank picture, the higher of radiographs and CTs",
-    "closed, other": "closed accuracy with another patient's picture, the higher of radiographs and CTs",
+    "closed, other": "closed accuracy under `shuffled`, with another patient's picture, the higher of radiographs and CTs",
     "minutes": "training and answering, by the clock",
     "GB": "peak memory of all processes together, looked at every second",
 }
