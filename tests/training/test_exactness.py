@@ -279,7 +279,7 @@ def test_folder_that_holds_another_model_is_not_published(recipe, tmp_path, monk
     run = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(LanguageObjective, "finish", _with_edited_writing(LanguageObjective.finish, patch))
-        with pytest.raises(TrainingError, match=r"\(written\), more than rounding"):
+        with pytest.raises(TrainingError, match=r"\(written\), and 100% of them by more than rounding"):
             train(settings, run)
     assert not (run / "s0" / "config.json").exists()
     assert not (run / "model").exists()
