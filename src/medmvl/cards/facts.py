@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from medmvl.cards.data_facts import DataFacts
 from medmvl.cards.training_data import (
     Base,
-    DataFacts,
     collect_training_data,
     read_training_data,
     stages_until,

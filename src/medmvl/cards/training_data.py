@@ -6,60 +6,22 @@ records are no longer there. Nothing is invented: what neither a file nor a repo
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import yaml
 from huggingface_hub import try_to_load_from_cache
 
-from medmvl.data.formats import count_records, read_records
-from medmvl.data.roots import MediaRoots
-from medmvl.data.synthetic import LICENSE, read_note
-from medmvl.errors import MedMVLError
-from medmvl.files import load_yaml, read_json, sha256, write_json
+from medmvl.cards.base_folder import questions_are_synthetic, readme_facts, recipe_of, weights_digest
+from medmvl.cards.data_facts import DataFacts, data_set
+from medmvl.files import write_json
 
 FILE = "training_data.json"
-#: Larger files of records are not hashed for a card.
-MAX_HASHED_BYTES = 4_000_000_000
-#: Larger files are counted without a look at their patients.
-MAX_PARSED_BYTES = 200_000_000
-#: The same for all weights of a base together; they are read once in a run.
-MAX_HASHED_WEIGHTS = 20_000_000_000
-#: Characters of a README that are searched for its front matter and title.
-_README_CHARACTERS = 100_000
 #: Bases of bases that are followed through recipes; a longer chain is a circle.
 _MAX_DEPTH = 8
 _SYNTHETIC_TAGS = {"synthetic", "synthetic-data"}
-
-
-@dataclass(frozen=True)
-class DataFacts:
-    """A data set that a stage saw.
-
-    Attributes:
-        name: its name in the recipe.
-        stages: names of the stages that used it.
-        digest: SHA-256 of its file as it is now; "" if the file is not there.
-        records: how many of them the stages use; None if it is not known.
-        patients: of those records; None if not all of them name one.
-        license: from the converter's report; None without one.
-        title: the same.
-        synthetic: whether they are phantoms drawn by this toolkit; None if nothing says so or otherwise.
-    """
-
-    name: str
-    stages: tuple[str, ...]
-    digest: str = ""
-    records: int | None = None
-    patients: int | None = None
-    license: str | None = None
-    title: str | None = None
-    synthetic: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -134,8 +96,8 @@ def collect_training_data(recipe: Mapping[str, Any], last: str | None = None, de
     used = {name: tuple(stage["name"] for stage in stages if _trains_on(stage, name)) for name in sections}
     evaluated = {name: tuple(stage["name"] for stage in stages if name in _evaluated(stage)) for name in sections}
     return TrainingData(
-        tuple(_data_set(name, recipe, stages_of) for name, stages_of in used.items() if stages_of),
-        tuple(_data_set(name, recipe, stages_of) for name, stages_of in evaluated.items() if stages_of),
+        tuple(data_set(name, recipe, stages_of) for name, stages_of in used.items() if stages_of),
+        tuple(data_set(name, recipe, stages_of) for name, stages_of in evaluated.items() if stages_of),
         tuple(base_of(source, depth) for source in dict.fromkeys(_sources(recipe, stages)) if depth < _MAX_DEPTH),
     )
 
@@ -199,74 +161,6 @@ def _trains_on(stage: Mapping[str, Any], name: str) -> bool:
     return name in stage["data"] if stage.get("data") is not None else name not in _evaluated(stage)
 
 
-def _data_set(name: str, recipe: Mapping[str, Any], stages: tuple[str, ...]) -> DataFacts:
-    """Return what the file, its conversion report and the mark of synthetic media say of a data set."""
-    section = recipe["data"][name]
-    root = Path(recipe.get("data_root") or ".")
-    file = root / section["path"]
-    notes = [note for folder in _media_roots(file, root, section) if (note := read_note(folder))]
-    if not file.is_file():
-        facts = DataFacts(name, stages)
-        return replace(facts, license=LICENSE, title=notes[0], synthetic=True) if notes else facts
-    report = _report(file.with_name("report.json"))
-    changed, tasks = file.stat().st_mtime_ns, section.get("tasks")
-    records, patients = _counts(file.resolve(), changed, None if tasks is None else tuple(tasks))
-    counts = report.get("records")
-    if records is None and tasks is None and isinstance(counts, dict):
-        records = counts.get(file.stem)
-    return DataFacts(
-        name,
-        stages,
-        _digest(file.resolve(), changed) if file.stat().st_size <= MAX_HASHED_BYTES else "",
-        records,
-        patients,
-        report.get("license") or (LICENSE if notes else None),
-        report.get("title") or (notes[0] if notes else None),
-        True if notes else report.get("synthetic"),
-    )
-
-
-def _media_roots(file: Path, root: Path, section: Mapping[str, Any]) -> list[Path]:
-    image, volume = (root / given if (given := section.get(f"{kind}_root")) else None for kind in ("image", "volume"))
-    # A data set with one root that is set has media of that kind only; the default root is for those that set none.
-    given = [folder for folder in (image, volume) if folder is not None]
-    try:
-        return given or [folder for folder in MediaRoots().of_file(file) if isinstance(folder, Path)][:1]
-    except MedMVLError:  # a report that cannot be read
-        return []
-
-
-def _report(file: Path) -> dict[str, Any]:
-    """Return the converter's report next to a file of records; empty if there is none that can be read."""
-    try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return report if isinstance(report, dict) else {}
-
-
-@lru_cache(maxsize=1000)
-def _counts(file: Path, changed: int, tasks: tuple[str, ...] | None) -> tuple[int | None, int | None]:
-    """Return the number of records and of patients of a file that was last changed at a time, each None if it is not known."""
-    if file.stat().st_size > MAX_PARSED_BYTES:
-        return (count_records(file) if tasks is None else None), None
-    patients: list[object] = []
-    try:
-        for record in read_records(file):
-            if tasks is None or (isinstance(record, dict) and record.get("task") in tasks):
-                patients.append(record.get("patient") if isinstance(record, dict) else None)
-    except (MedMVLError, OSError, ImportError):
-        return None, None
-    named = bool(patients) and all(isinstance(patient, str | int) and patient != "" for patient in patients)
-    return len(patients), len(set(patients)) if named else None
-
-
-@lru_cache(maxsize=1000)
-def _digest(file: Path, changed: int) -> str:
-    """Return the SHA-256 of a file that was last changed at a time; each stage of a run has the same base."""
-    return sha256(file)
-
-
 # --- what it started from ---------------------------------------------------------------------------------------------
 
 
@@ -310,69 +204,14 @@ def base_of(source: str, depth: int = 0) -> Base:
 
 def _described(base: Base, folder: Path, depth: int) -> Base:
     """Return a base with what its folder says: README, stored questions, and training data, stored or of its recipe."""
-    title, license_, tags = _readme(folder / "README.md")
+    title, license_, tags = readme_facts(folder / "README.md")
     found = read_training_data(folder)
     if found == TrainingData():
         recipe, last = recipe_of(folder)
         found = collect_training_data(recipe, last, depth + 1)
-    marked = bool(_SYNTHETIC_TAGS & tags) or _questions_are_synthetic(folder)
+    marked = bool(_SYNTHETIC_TAGS & tags) or questions_are_synthetic(folder)
     marked = marked and not found.synthetic  # then it is known which of its data are
     return replace(base, title=title, license=license_, marked=marked, data=found.data, bases=found.every_base)
-
-
-def recipe_of(folder: Path) -> tuple[dict[str, Any], str | None]:
-    """Return the recipe stored in a base's folder and the stage that wrote it; empty if they cannot be read."""
-    try:
-        recipe = load_yaml((folder / "recipe.yaml").read_text(encoding="utf-8"))
-        file = folder / "environment.json"
-        last = read_json(file).get("stage") if file.is_file() else None
-        stages = recipe.get("stages") or []
-        if all(isinstance(stage["name"], str) for stage in stages) and isinstance(recipe.get("data") or {}, dict):
-            return recipe, last
-    except (OSError, MedMVLError, yaml.YAMLError, ValueError, AttributeError, TypeError, KeyError, RecursionError):
-        pass
-    return {}, None
-
-
-def _questions_are_synthetic(folder: Path) -> bool:
-    return _report(folder / "prompts.json").get("synthetic") is True
-
-
-def _readme(file: Path) -> tuple[str | None, str | None, set[str]]:
-    """Return title, license and tags of a model's README, as far as it has them."""
-    try:
-        with file.open(encoding="utf-8", errors="replace") as handle:
-            text = handle.read(_README_CHARACTERS)
-    except OSError:
-        return None, None, set()
-    facts: Any = None
-    if text.startswith("---\n") and (end := text.find("\n---", 3)) > 0:
-        try:
-            facts = load_yaml(text[4:end])
-        except (yaml.YAMLError, MedMVLError, ValueError, RecursionError):
-            facts = None
-        text = text[end + 4 :]
-    facts = facts if isinstance(facts, dict) else {}
-    title = next((line[2:].strip() for line in text.splitlines() if line.startswith("# ")), None)
-    tags, license_ = facts.get("tags"), facts.get("license")
-    return (
-        title or None,
-        license_ if isinstance(license_, str) else None,
-        {tag for tag in tags if isinstance(tag, str)} if isinstance(tags, list) else set(),
-    )
-
-
-def weights_digest(folder: Path) -> str:
-    """Return the SHA-256 of a folder's weights; "" if there are none, or more than `MAX_HASHED_WEIGHTS`.
-
-    Of several files it is the SHA-256 of the lines that `sha256sum` prints of them, sorted by name.
-    """
-    files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))
-    if not files or sum(file.stat().st_size for file in files) > MAX_HASHED_WEIGHTS:
-        return ""
-    digests = [_digest(file.resolve(), file.stat().st_mtime_ns) for file in files]
-    lines = "".join(f"{digest}  {file.name}\n" for digest, file in zip(digests, files, strict=True))
-    return digests[0] if len(files) == 1 else hashlib.sha256(lines.encode()).hexdigest()
 
 
 # --- the stored file --------------------------------------------------------------------------------------------------
