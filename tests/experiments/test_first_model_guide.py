@@ -52,7 +52,7 @@ def test_own_data_section_of_the_readme_can_be_typed(tmp_path, type_in):
     for command in block.splitlines():
         said = type_in("bash", "-c", command)
     assert said.startswith("own: ")
-    assert (tmp_path / "results/report.html").is_file()
+    assert (tmp_path / "results/tiny/report.html").is_file()
 
 
 @pytest.mark.slow  # trains twice and starts a command ten times: two minutes
