@@ -248,7 +248,9 @@ def test_a_request_joins_answers_that_are_under_way(server, media, monkeypatch):
     step = decoder.step
 
     def slow_step():
-        time.sleep(0.01)  # else the 400 tokens of a tiny model may be there before a busy machine sends the second request
+        time.sleep(
+            0.01
+        )  # else the 400 tokens of a tiny model may be there before a busy machine sends the second request
         return step()
 
     monkeypatch.setattr(decoder, "step", slow_step)
