@@ -10,7 +10,6 @@ calls. Figures: `FIGURES`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -19,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from seed_runs import MEASURED, measure, report
+from seed_runs import MEASURED, arguments, measure, report
 
 FIGURES = {
     "closed 2D": "closed questions about radiographs, accuracy",
@@ -66,7 +65,7 @@ def figures(folder: Path) -> dict[str, float]:
     if not all("groupings" in entry for entry in benchmarks.values()):
         raise SystemExit(
             f"{folder / 'results.json'} has no scores by finding: an earlier version wrote it. Score it again: medmvl evaluate "
-            f"--predictions {folder} --benchmark phantom-2d,phantom-ct --out {folder}"
+            f"--predictions {folder} --benchmark phantom-2d --benchmark phantom-ct --out {folder}"
         )
     radiographs, scans = benchmarks["phantom-2d"], benchmarks["phantom-ct"]
     boxes = {name: found["miou"]["value"] for name, found in radiographs["controls"].items()}
@@ -101,12 +100,8 @@ def finished(runs: Path) -> dict[str, Path]:
 
 def main() -> None:
     """Run the seeds and write the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser = arguments(__doc__ or "", Path("runs/seeds"), os.cpu_count() or 1)
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--at-once", type=int, default=1)
-    parser.add_argument("--runs", type=Path, default=Path("runs/seeds"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     folders = {seed: options.runs / f"threads-{options.threads}-seed-{seed}" for seed in options.seeds}
     with ThreadPoolExecutor(options.at_once) as pool:

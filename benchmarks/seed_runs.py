@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -23,6 +24,22 @@ MEASURED = "measured.json"
 
 #: Figures whose worst value is the highest.
 LOWER_IS_BETTER = ("closed, blank", "closed, other", "minutes", "GB")
+
+
+def arguments(description: str, runs: Path, threads: int) -> argparse.ArgumentParser:
+    """Return a parser of what all scripts over seeds take.
+
+    Args:
+        description: the script's docstring, whose first line is shown.
+        runs: default folder of the runs.
+        threads: default OMP_NUM_THREADS of a run.
+    """
+    parser = argparse.ArgumentParser(description=description.split("\n", maxsplit=1)[0])
+    parser.add_argument("--threads", type=int, default=threads)
+    parser.add_argument("--at-once", type=int, default=1)
+    parser.add_argument("--runs", type=Path, default=runs)
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
+    return parser
 
 
 def measure(commands: Sequence[Sequence[str]], folder: Path, threads: int) -> None:

@@ -9,13 +9,12 @@ are finished are read, not repeated. Figures: `FIGURES`.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from seed_runs import MEASURED, measure, report
+from seed_runs import MEASURED, arguments, measure, report
 
 BENCHMARKS = ("phantom-2d", "phantom-ct")
 CONTROLS = ("blank", "shuffled")
@@ -88,12 +87,8 @@ def figures(folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Run the seeds and write the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser = arguments(__doc__ or "", Path("runs/smollm2-seeds"), 1)
     parser.add_argument("--quickstarts", type=Path, nargs="+", required=True)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--at-once", type=int, default=1)
-    parser.add_argument("--runs", type=Path, default=Path("runs/smollm2-seeds"))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"))
     options = parser.parse_args()
     folders = {quickstart: options.runs / f"seed-{seed_of(quickstart)}" for quickstart in options.quickstarts}
     with ThreadPoolExecutor(options.at_once) as pool:
