@@ -503,16 +503,6 @@ def test_hostile_names_and_tags_are_texts(visitor, phantom, tmp_path):
     assert found.json()["studies"][0]["name"].startswith("<script>")  # text of a JSON value; the page sets it as text
 
 
-def test_uploads_are_bounded(model_folder, media):
-    with live_page(model_folder, settings=PageSettings(upload_mib=1, files=2)) as (_, address):
-        visitor = Visitor(address)
-        assert visitor.http.put("file", content=bytes(2**20 + 1)).status_code == 413
-        for status in (200, 200, 413):
-            assert visitor.http.put("file", content=b"a").status_code == status
-        visitor.post("clear")
-        assert visitor.send([media / "a.png"]).status_code == 200
-
-
 @pytest.mark.parametrize(
     ("name", "body"),
     [
@@ -546,42 +536,6 @@ def test_page_of_another_site_begins_no_session(served, site):
     reply = httpx.post(f"{served[1]}/page/api/session", content="{}", headers={"sec-fetch-site": site})
     assert reply.status_code == 403
     assert len(served[0].sessions) == before
-
-
-def _room(page, visitor) -> int:
-    folder = page.sessions.get(visitor.facts["session"]).folder
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-
-
-def test_opening_again_takes_no_more_room(served, visitor, ct, tmp_path):
-    with zipfile.ZipFile(tmp_path / "garbage.zip", "w") as archive:
-        archive.writestr("a", bytes(range(256)) * 1000)
-    for path, status in ((tmp_path / "garbage.zip", 400), (ct, 200)):
-        found = []
-        visitor.post("clear")
-        for _ in range(3):
-            if status == 200 or not found:
-                visitor.http.put("file", content=path.read_bytes()).raise_for_status()
-            assert visitor.post("open").status_code == status
-            found.append(_room(served[0], visitor))
-        assert found == found[:1] * 3
-    assert visitor.http.get("study/0/view").status_code == 200
-
-
-def test_upload_that_breaks_off_leaves_nothing(served, visitor, media):
-    def pieces():
-        yield bytes(9000)
-        raise RuntimeError("the visitor leaves")
-
-    with pytest.raises(RuntimeError, match="leaves"):
-        visitor.http.put("file", content=pieces())
-    session = served[0].sessions.get(visitor.facts["session"])
-    end = time.monotonic() + 20
-    while session.uploads and time.monotonic() < end:
-        time.sleep(0.01)
-    assert _room(served[0], visitor) == 0
-    assert visitor.http.put("file", content=(media / "a.png").read_bytes()).status_code == 200
-    assert visitor.post("open").status_code == 200
 
 
 def test_prompts_of_a_folder_that_cannot_be_sent_are_left_out(tmp_path):

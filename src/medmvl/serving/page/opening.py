@@ -11,7 +11,7 @@ from medmvl.errors import DataError
 from medmvl.serving.page.errors import PageError
 from medmvl.serving.page.sessions import OpenStudy, Session
 from medmvl.serving.page.settings import PageSettings
-from medmvl.serving.page.upload_names import summary, with_shown_names
+from medmvl.serving.page.upload_names import Upload, summary, with_shown_names
 from medmvl.serving.server.failures import RequestError
 
 #: Studies that may be open at the same time.
@@ -33,34 +33,33 @@ async def receive(session: Session, name: str, body: AsyncIterator[bytes], setti
     """
     if len(session.uploads) >= settings.files:
         raise PageError(413, f"At most {settings.files} files are taken at once.", "too_many_files")
-    version = session.version
-    folder = session.folder / "uploads"
-    folder.mkdir(exist_ok=True)
-    number = int(session.uploads[-1][1].name) + 1 if session.uploads else 0
-    upload = name[-200:], folder / f"{number:05d}"
-    session.uploads.append(upload)
     try:
-        with upload[1].open("wb") as handle:
-            async for piece in body:
-                session.uploaded += len(piece)
-                if session.uploaded > settings.upload_mib * 2**20:
-                    session.clear()
-                    raise PageError(413, f"At most {settings.upload_mib} MiB are taken at once.", "too_large")
-                if session.version != version or session.closed:
-                    raise PageError(409, "The upload was given up.", "changed")
-                handle.write(piece)
+        await _write(session, session.new_upload(name[-200:]), body, settings.upload_mib)
     except OSError as error:
-        _forget(session, upload)
         raise PageError(507, f"The file cannot be stored here: {error.strerror}.") from None
-    except BaseException:  # a visitor who leaves in the middle leaves no half of a file
-        _forget(session, upload)
-        raise
 
 
-def _forget(session: Session, upload: tuple[str, Path]) -> None:
-    if upload in session.uploads:
-        session.uploads.remove(upload)
-        upload[1].unlink(missing_ok=True)
+async def _write(session: Session, upload: Upload, body: AsyncIterator[bytes], upload_mib: int) -> None:
+    version = session.version
+    try:
+        with upload.path.open("wb") as handle:
+            async for piece in body:
+                _check_wanted(session, version)
+                session.count(upload, len(piece))
+                if session.uploaded > upload_mib * 2**20:
+                    session.clear()
+                    raise PageError(413, f"At most {upload_mib} MiB are taken at once.", "too_large")
+                handle.write(piece)
+        _check_wanted(session, version)
+        upload.complete = True
+    finally:
+        if not upload.complete:  # a visitor who leaves in the middle leaves no half of a file
+            session.forget_upload(upload)
+
+
+def _check_wanted(session: Session, version: int) -> None:
+    if session.version != version or session.closed:
+        raise PageError(409, "The upload was given up.", "changed")
 
 
 async def open_uploads(session: Session, readers: Readers, request: dict[str, Any]) -> dict[str, Any]:
@@ -84,7 +83,8 @@ async def open_uploads(session: Session, readers: Readers, request: dict[str, An
 
 async def _read_uploads(session: Session, readers: Readers, request: dict[str, Any]) -> dict[str, Any]:
     version = session.version
-    if not session.uploads:
+    uploads = [upload for upload in session.uploads if upload.complete]
+    if not uploads:
         raise PageError(
             400, "Nothing was sent. Drop an image, a NIfTI file, or the files of a DICOM series.", "nothing"
         )
@@ -98,11 +98,9 @@ async def _read_uploads(session: Session, readers: Readers, request: dict[str, A
         read = ReadOptions.parse(given, "The page").given()
     except DataError as error:
         raise PageError(400, str(error), version=session.version) from None
-    uploads = list(session.uploads)
-    sources = [path for _, path in uploads]
     copies = session.new_folder("sources")
-    for source in sources:
-        (copies / source.name).hardlink_to(source)  # readers rename their files; these stay for another try
+    for upload in uploads:
+        (copies / upload.path.name).hardlink_to(upload.path)  # readers rename their files; these stay for another try
     out = session.new_folder("study")
     try:
         answer = await readers.study(sorted(copies.iterdir()), out, read)
@@ -114,17 +112,16 @@ async def _read_uploads(session: Session, readers: Readers, request: dict[str, A
         raise PageError(400, refused, remedies=answer["remedies"], version=session.version)
     if "series" in answer:
         return {"series": answer["series"], "version": session.version}
-    return _opened(session, answer["studies"])
+    return _opened(session, answer["studies"], [upload.name for upload in uploads])
 
 
-def _opened(session: Session, found: list[dict[str, Any]]) -> dict[str, Any]:
+def _opened(session: Session, found: list[dict[str, Any]], names: list[str]) -> dict[str, Any]:
     studies = [OpenStudy(Path(facts.pop("folder")), facts) for facts in found]
     together = [*session.studies, *studies]
     if len(together) > MOST_STUDIES or len({study.kind for study in together}) > 1:
         raise PageError(
             400, f"Open either images or volumes, at most {MOST_STUDIES}.", "mixed", version=session.version
         )
-    names = [name for name, _ in session.uploads]
     each = names if len(studies) == len(names) else [summary(names)] * len(studies)
     for study, name in zip(studies, each, strict=True):
         study.facts["name"] = name

@@ -15,6 +15,7 @@ from typing import Any
 from medmvl.serving.page.conversation import Turn
 from medmvl.serving.page.errors import PageError
 from medmvl.serving.page.settings import PageSettings
+from medmvl.serving.page.upload_names import Upload
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,7 +58,8 @@ class Session:
     Attributes:
         folder: readable by the process's user only; all files of the visitor are in it.
         version: number of changes of the studies so far.
-        uploads: shown name and place of each file that was sent for the next study.
+        uploads: files that were sent, or are being sent, for the next study.
+        uploaded: their bytes together.
         studies: in the order in which the model sees them.
         turns: the conversation about them.
         evidence: evidence id -> its map.
@@ -66,7 +68,7 @@ class Session:
 
     folder: Path
     version: int = 0
-    uploads: list[tuple[str, Path]] = field(default_factory=list)
+    uploads: list[Upload] = field(default_factory=list)
     uploaded: int = 0
     studies: list[OpenStudy] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
@@ -94,7 +96,7 @@ class Session:
 
     def remove_unused(self) -> None:
         """Remove the files that no open study, upload or map needs, so that opening again and again takes no more room."""
-        needed = {study.folder for study in self.studies} | {path for _, path in self.uploads}
+        needed = {study.folder for study in self.studies} | {upload.path for upload in self.uploads}
         needed |= {heat.path for heat in self.evidence.values()}
         holders = {path.parent for path in needed} - {self.folder}
         for folder in (*holders, self.folder):
@@ -103,6 +105,36 @@ class Session:
                     _remove(entry)
         if self.closed:  # a reader may have written while the session was removed
             shutil.rmtree(self.folder, ignore_errors=True)
+
+    def new_upload(self, name: str) -> Upload:
+        """Add a file that is about to be sent.
+
+        Args:
+            name: for display.
+
+        Returns:
+            The upload. Its place is one that no other has, nor had before `clear` or an opening: a request given up
+            then may still hold its file.
+        """
+        folder = self.uploads[-1].path.parent if self.uploads else self.new_folder("uploads")
+        number = int(self.uploads[-1].path.name) + 1 if self.uploads else 0
+        upload = Upload(name, folder / f"{number:05d}")
+        self.uploads.append(upload)
+        return upload
+
+    def count(self, upload: Upload, size: int) -> None:
+        """Count bytes of a file that is being sent."""
+        upload.size += size
+        self.uploaded += size
+
+    def forget_upload(self, upload: Upload) -> None:
+        """Remove a file that did not arrive; nothing happens if it was removed before."""
+        upload.path.unlink(missing_ok=True)
+        if upload in self.uploads:
+            if len(self.uploads) == 1:
+                _remove(upload.path.parent)
+            self.uploaded -= upload.size
+            self.uploads.remove(upload)  # last: while it is listed it takes room
 
     def new_folder(self, name: str) -> Path:
         """Return a new folder inside the session's."""
