@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from medmvl import Predictor
 from medmvl.cli import main as command_line
 from medmvl.files import write_json
+from medmvl.inference import GenerationOptions
+from medmvl.inference.calibration import ABSTENTION
+from medmvl.inference.questions import question
 
 
 def run(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
@@ -216,6 +221,20 @@ def test_ask_prints_the_answer(medmvl, model_folder, media):
     assert status == 0, err
     assert out.endswith("\n")
     assert "No picture" not in err
+    assert re.search(r"^  \(confidence (< 0\.1|> 99\.9|\d+\.\d) %\)$", err, re.MULTILINE)
+
+
+@pytest.mark.parametrize("way", [[], ["--num-beams", 2], ["--abstain-below", "1"]])
+def test_ask_says_how_sure_the_model_is(medmvl, model_folder, media, way):
+    status, out, err = medmvl("ask", "--model", model_folder, "--image", media / "a.png", "What?", "--json", *way)
+    assert status == 0, err
+    (row,) = json.loads(out)["answers"]
+    predictor = Predictor.from_pretrained(model_folder)
+    encoded = predictor.encode(question("What?", 1, 0), [str(media / "a.png")])
+    beams = 2 if "--num-beams" in way else 1
+    (expected,) = predictor.generate([encoded], GenerationOptions(256, num_beams=beams))
+    assert row["confidence"] == pytest.approx(expected.confidence, rel=1e-3)
+    assert row["answer"] == (ABSTENTION if "--abstain-below" in way else expected.text)
 
 
 def test_a_question_without_a_picture_is_answered_with_a_warning(medmvl, model_folder):
@@ -282,6 +301,6 @@ def test_missing_volume_is_reported_before_model_loads(medmvl, tmp_path):
 def test_no_bars_are_written_into_a_log(model_folder):
     command = [sys.executable, "-m", "medmvl", "ask", "--model", model_folder, "--max-new-tokens", "1", "What?"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stderr.splitlines() == [
-        "No picture was given (--image, --volume): the model answers without seeing anything."
-    ]
+    picture, confidence = done.stderr.splitlines()
+    assert picture == "No picture was given (--image, --volume): the model answers without seeing anything."
+    assert confidence.startswith("  (confidence ")

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from medmvl.cli import options as o
 from medmvl.cli.read_flags import with_read_flags
 from medmvl.data.read_options import ReadOptions
+
+if TYPE_CHECKING:
+    from medmvl.inference.engine import Answer
 
 
 @with_read_flags
@@ -35,6 +39,7 @@ def ask(
     """Ask a model about images or volumes; each question is answered on its own."""
     from medmvl.files import check_output
     from medmvl.inference import Predictor
+    from medmvl.inference.confidence import rounded
 
     check_questions(questions)
     if out is not None:
@@ -47,15 +52,11 @@ def ask(
     options["abstain_below"] = o.confidence(abstain_below)
     rows = []
     for question in questions:
-        asked = {"images": images, "volumes": volumes, "read": reading, **options}
-        # Beams give no answer before the last token; JSON is printed in one piece.
-        if json or num_beams > 1:
-            answer = predictor.answer(question, **asked)
-        else:
-            answer = _print_stream(predictor, question, asked, heading=len(questions) > 1)
-        if not json and num_beams > 1:
-            typer.echo(f"{question}\n  {answer}" if len(questions) > 1 else answer)
-        rows.append({"question": question, "answer": answer})
+        if len(questions) > 1 and not json:
+            typer.echo(f"{question}\n  ", nl=False)
+        stream = predictor.stream(question, images=images, volumes=volumes, read=reading, **options)
+        answer = _at_its_end(stream) if json else _print_stream(stream)
+        rows.append({"question": question, "answer": answer.text, "confidence": rounded(answer.confidence)})
     _deliver(rows, out, json)
 
 
@@ -81,21 +82,34 @@ def visual_files(images: list[Path], volumes: list[Path]) -> tuple[list[str], li
     return [str(existing_file(path, "image")) for path in images], [str(existing(path, "volume")) for path in volumes]
 
 
-def _print_stream(predictor: Any, question: str, asked: dict[str, Any], *, heading: bool) -> str:
-    """Print an answer while it is generated; returns it."""
-    if heading:
-        typer.echo(f"{question}\n  ", nl=False)
-    pieces: list[str] = []
-    for piece in predictor.stream(question, **asked):
-        piece = piece if pieces else piece.lstrip()
-        if piece:
-            typer.echo(piece, nl=False)
-            pieces.append(piece)
+def _print_stream(stream: Generator[str, None, Answer]) -> Answer:
+    """Print an answer while it is generated, then its confidence: not to the standard output, which is the answer alone."""
+    from medmvl.inference.confidence import percent
+
+    begun = False
+
+    def show(piece: str) -> None:
+        nonlocal begun
+        piece = piece if begun else piece.lstrip()
+        typer.echo(piece, nl=False)
+        begun = begun or bool(piece)
+
+    answer = _at_its_end(stream, show)
     typer.echo()
-    return "".join(pieces).strip()
+    typer.echo(f"  (confidence {percent(answer.confidence)})", err=True)
+    return answer
 
 
-def _deliver(rows: list[dict[str, str]], out: Path | None, as_json: bool) -> None:
+def _at_its_end(stream: Generator[str, None, Answer], show: Callable[[str], None] = lambda piece: None) -> Answer:
+    while True:
+        try:
+            show(next(stream))
+        except StopIteration as end:
+            answer: Answer = end.value
+            return answer
+
+
+def _deliver(rows: list[dict[str, Any]], out: Path | None, as_json: bool) -> None:
     """Print or write the answers, without the paths: folders of an export are often named by patients."""
     import json
 

@@ -20,6 +20,7 @@ from medmvl.inference import GenerationOptions, Predictor
 from medmvl.inference.answering import Answering, AnswerSettings
 from medmvl.inference.batch import run_facts
 from medmvl.inference.calibration import TEMPERATURES, Calibration, nll_over_temperatures, threshold_for
+from medmvl.inference.confidence import rounded
 from medmvl.inference.row_job import RowJob
 
 UNCALIBRATED = "uncalibrated"
@@ -155,7 +156,7 @@ def predict_calibration(
         losses = calibrated.calibrated_losses(encoded)
         for index, row, loss in zip(indices, answering(indices), losses, strict=True):
             assert calibration.threshold is not None
-            given = float(row["confidence"] >= float(f"{calibration.threshold:.4g}"))
+            given = float(row["confidence"] >= rounded(calibration.threshold))
             found = {"answered": given, "nll": loss, "temperature": calibration.temperature}
             yield {**to_record(dataset.sample(index)), **row, "measured": found | {"threshold": calibration.threshold}}
 

@@ -10,6 +10,7 @@ from medmvl.data.dataset import SampleDataset
 from medmvl.data.record import to_record
 from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_PLACEHOLDER, Sample
 from medmvl.errors import DataError
+from medmvl.inference.confidence import rounded
 from medmvl.inference.engine import GenerationOptions
 from medmvl.inference.predictor import Predictor
 from medmvl.processing.read_ahead import media_fetcher
@@ -116,15 +117,14 @@ class Answering:
         blank = self.settings.control == "blank"
         weighed = self.predictor.weigh(self._shown(index, sample), options, blank=blank)
         best = max(weighed, key=lambda option: weighed[option])
-        rounded = {option: float(f"{value:.4g}") for option, value in weighed.items()}
+        shares = {option: rounded(value) for option, value in weighed.items()}
         threshold = self.predictor.calibration.resolve(self.settings.options.abstain_below)
         withheld = best if weighed[best] < threshold else None
-        return {**self._said(best, weighed[best], withheld), "probabilities": rounded}
+        return {**self._said(best, weighed[best], withheld), "probabilities": shares}
 
     def _said(self, text: str, confidence: float, withheld: str | None) -> dict[str, Any]:
         """Return what a row says; a withheld answer leaves the prediction empty."""
-        # Four digits: the sixth depends on the size of the batch, which a resumed run may change.
-        said: dict[str, Any] = {"prediction": text, "confidence": float(f"{confidence:.4g}")}
+        said: dict[str, Any] = {"prediction": text, "confidence": rounded(confidence)}
         return said if withheld is None else {**said, "prediction": "", "abstained": True, "withheld": withheld}
 
     def _row(self, index: int, sample: Sample, said: dict[str, Any]) -> dict[str, Any]:

@@ -58,3 +58,18 @@ def beam_probabilities(scores: Tensor, lengths: list[int], length_penalty: float
     penalty = 1.0 if length_penalty is None else length_penalty
     pairs = zip(scores.tolist(), lengths, strict=True)
     return [math.exp(min(0.0, score * length**penalty)) for score, length in pairs]
+
+
+def percent(probability: float) -> str:
+    """Return a probability as text; rounding must not make it impossible or certain."""
+    if probability < 0.001:
+        return "< 0.1 %"
+    return "> 99.9 %" if probability > 0.999 else f"{100 * probability:.1f} %"
+
+
+def rounded(confidence: float) -> float:
+    """Return a confidence as files and printed JSON hold it.
+
+    It has four significant digits: the sixth depends on the size of the batch, which a resumed run may change.
+    """
+    return float(f"{confidence:.4g}")

@@ -344,18 +344,24 @@ class Predictor:
         *,
         read: ReadOptions | Mapping[str, Any] | None = None,
         **options: Any,
-    ) -> Generator[str, None, None]:
+    ) -> Generator[str, None, Answer]:
         """Answer one question piece by piece as it is generated; arguments as for `answer`.
 
         Closing the iterator stops the generation. Beams, and `abstain_below`, give the answer in one piece.
+
+        Returns:
+            The whole answer with its confidence, as the value of `yield from` or of `StopIteration`.
         """
         images, volumes = visual_inputs("images", images, read), visual_inputs("volumes", volumes, read)
         encoded = self.encode(question(text, len(images), len(volumes)), images, volumes)
         settings = GenerationOptions.of(options)
         if not self._continuous(settings) or self.calibration.resolve(settings.abstain_below) > 0:
-            yield self.generate([encoded], settings)[0].text  # whether it is sure enough is known at the end
-            return
-        yield from self.decoder().stream(Row(encoded, settings.row("0")))
+            answer = self.generate([encoded], settings)[0]
+            yield answer.text  # whether it is sure enough is known at the end
+            return answer
+        decoder, row = self.decoder(), Row(encoded, settings.row("0"))
+        yield from decoder.stream(row)
+        return _answer(decoder, row)
 
     def chat(self, *, system: str | None = None) -> Chat:
         """Return a new conversation, whose turns keep what was run for earlier ones.
@@ -442,7 +448,7 @@ class Predictor:
         decoder.add(rows)
         while decoder.rows:
             decoder.step()
-        return [Answer(decoder.end.decode(row.token_ids), row.token_ids, row.confidence) for row in rows]
+        return [_answer(decoder, row) for row in rows]
 
     def losses(self, encoded: Sequence[dict[str, Tensor]]) -> list[tuple[float, int]]:
         """Return loss and number of supervised tokens per sample; shapes as for `medmvl.inference.engine.score_samples`."""
@@ -459,6 +465,10 @@ class Predictor:
         """Return logits (K, V), targets (K,) and their number per sample, see `medmvl.inference.engine.supervised_logits`."""
         encoded = [self.visual_cache.encode(self.model, sample) for sample in encoded]
         return supervised_logits(self.model, self.processor, encoded)
+
+
+def _answer(decoder: Decoder, row: Row) -> Answer:
+    return Answer(decoder.end.decode(row.token_ids), row.token_ids, row.confidence)
 
 
 def _check_options(options: Sequence[str]) -> None:

@@ -12,10 +12,11 @@ from xml.sax.saxutils import escape
 
 from medmvl import __version__
 from medmvl.errors import require
+from medmvl.inference.confidence import percent
 from medmvl.serving.page.errors import PageError
 from medmvl.serving.page.key_images import KeyImage, key_image
 from medmvl.serving.page.sessions import Session
-from medmvl.serving.page.wording import percent, withheld, words
+from medmvl.serving.page.wording import withheld, words
 
 _MOST_IMAGES = 12
 #: A font of every PDF viewer, for Chinese text; it is named in the file, not embedded.

@@ -17,12 +17,12 @@ from medmvl.imaging import Volume
 from medmvl.imaging.formats.pictures import open_picture
 from medmvl.imaging.preprocessing.rendering import PLANES, draw_plane
 from medmvl.imaging.preprocessing.windows import Window
+from medmvl.inference.confidence import percent
 from medmvl.inference.evidence import lay_over
 from medmvl.serving.page.errors import PageError
 from medmvl.serving.page.explaining import finer
 from medmvl.serving.page.sessions import HeatMap, OpenStudy, Session
 from medmvl.serving.page.study import VIEW_IMAGE, VIEW_VOLUME
-from medmvl.serving.page.wording import percent
 
 _LONGEST_SIDE = 640
 _BOX_COLOR, _TEXT_COLOR = (255, 214, 10), (235, 235, 235)

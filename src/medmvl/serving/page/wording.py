@@ -20,13 +20,6 @@ def words(language: str) -> dict[str, str]:
     return found
 
 
-def percent(share: float) -> str:
-    """Return a probability as text; rounding must not make it impossible or certain."""
-    if share < 0.001:
-        return "< 0.1 %"
-    return "> 99.9 %" if share > 0.999 else f"{100 * share:.1f} %"
-
-
 def withheld(confidence: float, threshold: float, known: Mapping[str, str]) -> str:
     """Return what is written in place of an answer below the threshold."""
     shown = "< 0.1 %" if confidence < 0.001 else f"{math.floor(1000 * confidence) / 10:.1f} %"
