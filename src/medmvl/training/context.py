@@ -22,8 +22,9 @@ from medmvl.training.acceleration.deepspeed import LEVELS
 from medmvl.training.build import build
 from medmvl.training.engine.checkpoints import sealed_directory
 from medmvl.training.engine.distributed import barrier, is_main_process, several_processes
+from medmvl.training.finished_checkpoint import Origin, save_finished, write_checkpoint
 from medmvl.training.recipe import LanguageStage, Recipe, StageSection
-from medmvl.training.run_folder import RunFolder, save_finished, steps_done, write_checkpoint
+from medmvl.training.run_folder import RunFolder, steps_done
 
 #: Records of a data set, evenly spread, in which frequent questions are looked for.
 _RECORDS_FOR_PROMPTS = 3000
@@ -95,7 +96,7 @@ class StageContext:
             set_seed(self.recipe.seed)
             if is_main_process():
                 model, processor = build(self.recipe)
-                save_finished(source, model.save_pretrained, processor, self.recipe, None)
+                save_finished(source, model.save_pretrained, processor, Origin(self.recipe))
             barrier()
         if not self.folder.finished(source) and source.parent == self.folder.root:
             raise RecipeError(
@@ -104,15 +105,16 @@ class StageContext:
         return source
 
     def save(self, write_model: Callable[[Path], object], processor: Any) -> None:
-        """Write the finished stage, see `medmvl.training.run_folder.save_finished`."""
-        write, steps = self._with_prompts(write_model), steps_done(self.folder.log)
-        save_finished(self.target, write, processor, self.recipe, self.stage.name, steps)
+        """Write the finished stage, see `medmvl.training.finished_checkpoint.save_finished`."""
+        save_finished(self.target, self._with_prompts(write_model), processor, self._origin())
 
     def save_part(self, name: str, write_model: Callable[[Path], object], processor: Any) -> None:
         """Write another model as a sealed folder inside that of the finished stage."""
         with sealed_directory(self.target / name) as folder:
-            write, steps = self._with_prompts(write_model), steps_done(self.folder.log)
-            write_checkpoint(folder, write, processor, self.recipe, self.stage.name, steps)
+            write_checkpoint(folder, self._with_prompts(write_model), processor, self._origin())
+
+    def _origin(self) -> Origin:
+        return Origin(self.recipe, self.stage.name, steps_done(self.folder.log))
 
     def _with_prompts(self, write_model: Callable[[Path], object]) -> Callable[[Path], object]:
         """Return a function that also writes the questions of the training data, for a stage that learns from questions."""

@@ -1,4 +1,4 @@
-"""The run folder: its layout, its finished stages, and the files of a finished checkpoint.
+"""The run folder: its layout and its finished stages.
 
 <out>/recipe.yaml            the resolved recipe of the run
 <out>/init/                  the model before training, if it is built from parts
@@ -10,23 +10,15 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from medmvl.cards import write_card
-from medmvl.cards.training_data import collect_training_data, write_training_data
 from medmvl.errors import RecipeError
-from medmvl.files import iter_jsonl, read_json, write_json, write_text
-from medmvl.models import MedMVLConfig
-from medmvl.training.engine.checkpoints import CHECKSUMS, link_or_copy, tidy, whole_files
+from medmvl.files import iter_jsonl, write_text
+from medmvl.training.engine.checkpoints import CHECKSUMS, link_or_copy, tidy
 from medmvl.training.recipe import Recipe
 from medmvl.training.recipe_io import dump_recipe, read_yaml
 
@@ -152,62 +144,6 @@ def _differences(old: Any, new: Any, path: str = "") -> list[str]:
             for found in _differences(old.get(key), new.get(key), f"{path}.{key}" if path else str(key))
         ]
     return [] if old == new else [path]
-
-
-def save_finished(
-    folder: Path,
-    write_model: Callable[[Path], object],
-    processor: Any,
-    recipe: Recipe,
-    stage: str | None,
-    steps: Mapping[str, int] | None = None,
-) -> None:
-    """Write a finished, self-contained checkpoint, see `write_checkpoint`; until all files are written it counts as unfinished."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with whole_files(folder) as aside:
-        write_checkpoint(aside, write_model, processor, recipe, stage, steps)
-
-
-def write_checkpoint(
-    folder: Path,
-    write_model: Callable[[Path], object],
-    processor: Any,
-    recipe: Recipe,
-    stage: str | None,
-    steps: Mapping[str, int] | None = None,
-) -> None:
-    """Write model, processor (anything with `save_pretrained`), recipe, environment, training data and a model card into a folder.
-
-    A dual encoder has no card, a model before training neither card nor training data.
-
-    Args:
-        write_model: writes config and weights; a model's `save_pretrained`. If it returns the differences that it measured
-            (name -> number), they are written as well.
-        steps: stage -> optimizer steps that it took, as far as they are known.
-    """
-    differences = write_model(folder)
-    processor.save_pretrained(folder)
-    write_text(folder / "recipe.yaml", dump_recipe(recipe))
-    measured: dict[str, Any] = {"differences": differences} if isinstance(differences, dict) else {}
-    measured |= {"steps": dict(steps)} if steps else {}
-    write_json(folder / "environment.json", {"stage": stage, **environment(), **measured})
-    if stage is None:
-        return
-    write_training_data(folder, collect_training_data(recipe.to_dict(), stage))
-    if read_json(folder / "config.json").get("model_type") == MedMVLConfig.model_type:
-        write_card(folder)
-
-
-def environment() -> dict[str, Any]:
-    """Return the versions that a result depends on, without names of machines or people."""
-    packages = ("medmvl", "torch", "transformers", "peft", "accelerate", "tokenizers", "numpy")
-    cuda = torch.cuda.is_available()
-    return {
-        "python": platform.python_version(),
-        "platform": f"{sys.platform} {platform.machine()}",
-        "device": torch.cuda.get_device_name() if cuda else "cpu",
-        "packages": {name: metadata.version(name) for name in packages},
-    }
 
 
 def steps_done(log: Path) -> dict[str, int]:
