@@ -18,24 +18,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from seed_runs import MEASURED, arguments, measure, report
+from seed_runs import CLOSED, MEASURED, MEMORY, Figure, arguments, closed_figures, duration, measure, report
 
 FIGURES = {
-    "closed 2D": "closed questions about radiographs, accuracy",
-    "closed CT": "closed questions about CTs, accuracy",
-    "closed, blank": "closed accuracy with a blank picture, the higher of radiographs and CTs",
-    "closed, other": "closed accuracy under `shuffled`, with another patient's picture, the higher of radiographs and CTs",
-    "nodules": "closed questions about nodules, radiographs and CTs, accuracy",
-    "new wordings": "closed questions in wordings that no training patient was asked in, accuracy",
-    "Chinese": "closed questions in Chinese (radiographs), accuracy",
-    "boxes": "mean IoU",
-    "boxes - usual": "mean IoU above that of `majority`, the usual place of each object",
-    "boxes - other": "mean IoU above that under `shuffled`",
-    "nodule boxes": "mean IoU of the boxes of nodules, the smallest objects",
-    "choices": "four-way choices, accuracy",
-    "report F1": "findings of reports, macro F1, nodules included",
-    "minutes": "all of the quickstart, by the clock",
-    "GB": "peak memory of all processes together, looked at every second",
+    **CLOSED,
+    "nodules": Figure("closed questions about nodules, radiographs and CTs, accuracy"),
+    "new wordings": Figure("closed questions in wordings that no training patient was asked in, accuracy"),
+    "Chinese": Figure("closed questions in Chinese (radiographs), accuracy"),
+    "boxes": Figure("mean IoU"),
+    "boxes - usual": Figure("mean IoU above that of `majority`, the usual place of each object"),
+    "boxes - other": Figure("mean IoU above that under `shuffled`"),
+    "nodule boxes": Figure("mean IoU of the boxes of nodules, the smallest objects"),
+    "choices": Figure("four-way choices, accuracy"),
+    "report F1": Figure("findings of reports, macro F1, nodules included"),
+    "minutes": duration("all of the quickstart"),
+    "GB": MEMORY,
 }
 
 #: Figure -> grouping and group of results.json whose closed accuracy it is.
@@ -71,12 +68,7 @@ def figures(folder: Path) -> dict[str, float]:
     boxes = {name: found["miou"]["value"] for name, found in radiographs["controls"].items()}
     box = radiographs["model"]["miou"]["value"]
     return {
-        "closed 2D": radiographs["model"]["closed_accuracy"]["value"],
-        "closed CT": scans["model"]["closed_accuracy"]["value"],
-        "closed, blank": max(found["controls"]["blank"]["closed_accuracy"]["value"] for found in (radiographs, scans)),
-        "closed, other": max(
-            found["controls"]["shuffled"]["closed_accuracy"]["value"] for found in (radiographs, scans)
-        ),
+        **closed_figures(radiographs, scans),
         **{name: accuracy_of_group(benchmarks, *group) for name, group in GROUPS.items()},
         "boxes": box,
         "boxes - usual": box - boxes["majority"],

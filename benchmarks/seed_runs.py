@@ -13,8 +13,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
@@ -22,8 +24,54 @@ import torch
 #: Written into a run's folder when it is finished: peak_bytes, minutes, commit.
 MEASURED = "measured.json"
 
-#: Figures whose worst value is the highest.
-LOWER_IS_BETTER = ("closed, blank", "closed, other", "minutes", "GB")
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure that every run has.
+
+    Attributes:
+        about: what it is.
+        lower_is_better: whether its worst value is the highest.
+        digits: behind the point.
+    """
+
+    about: str
+    lower_is_better: bool = False
+    digits: int = 3
+
+
+#: Closed accuracy and its controls.
+CLOSED = {
+    "closed 2D": Figure("closed questions about radiographs, accuracy"),
+    "closed CT": Figure("closed questions about CTs, accuracy"),
+    "closed, blank": Figure(
+        "closed accuracy with a blank picture, the higher of radiographs and CTs", lower_is_better=True
+    ),
+    "closed, other": Figure(
+        "closed accuracy under `shuffled`, with another patient's picture, the higher of radiographs and CTs",
+        lower_is_better=True,
+    ),
+}
+MEMORY = Figure("peak memory of all processes together, looked at every second", lower_is_better=True, digits=1)
+
+
+def duration(about: str) -> Figure:
+    """Return the figure of a run's minutes by the clock."""
+    return Figure(f"{about}, by the clock", lower_is_better=True, digits=1)
+
+
+def closed_figures(radiographs: Mapping[str, Any], scans: Mapping[str, Any]) -> dict[str, float]:
+    """Return the figures of `CLOSED` from the entries of two benchmarks in results.json."""
+
+    def control(name: str) -> float:
+        return max(float(found["controls"][name]["closed_accuracy"]["value"]) for found in (radiographs, scans))
+
+    return {
+        "closed 2D": radiographs["model"]["closed_accuracy"]["value"],
+        "closed CT": scans["model"]["closed_accuracy"]["value"],
+        "closed, blank": control("blank"),
+        "closed, other": control("shuffled"),
+    }
 
 
 def arguments(description: str, runs: Path, threads: int) -> argparse.ArgumentParser:
@@ -87,15 +135,14 @@ def commit() -> str:
     return short.strip() + ("+" if changed else "")
 
 
-def table(found: Mapping[str, Mapping[str, float]], names: Sequence[str]) -> list[str]:
+def table(found: Mapping[str, Mapping[str, float]], figures: Mapping[str, Figure]) -> list[str]:
     """Return a Markdown table: a row per figure, a column per run, and median and worst."""
     lines = [f"| figure | {' | '.join(found)} | median | worst |", "|---|" + "---|" * (len(found) + 2)]
-    for name in names:
+    for name, figure in figures.items():
         values = [run[name] for run in found.values()]
-        worst = max(values) if name in LOWER_IS_BETTER else min(values)
-        digits = 1 if name in ("minutes", "GB") else 3
+        worst = max(values) if figure.lower_is_better else min(values)
         numbers = [*values, statistics.median(values), worst]
-        lines.append(f"| {name} | {' | '.join(f'{value:.{digits}f}' for value in numbers)} |")
+        lines.append(f"| {name} | {' | '.join(f'{value:.{figure.digits}f}' for value in numbers)} |")
     return lines
 
 
@@ -103,8 +150,8 @@ def report(
     stem: str,
     title: str,
     runs: Mapping[str, Path],
-    figures: Callable[[Path], Mapping[str, float]],
-    explained: Mapping[str, str],
+    read: Callable[[Path], Mapping[str, float]],
+    figures: Mapping[str, Figure],
     out: Path,
 ) -> None:
     """Print the figures of all finished runs and write them to `out`/DATE-`stem`.md.
@@ -113,8 +160,8 @@ def report(
         stem: of the file's name.
         title: of the page.
         runs: column title -> folder of a finished run.
-        figures: reads the figures of a folder.
-        explained: figure -> what it is, in the table's order.
+        read: reads the figures of a folder.
+        figures: by name, in the table's order.
         out: folder of the page.
     """
     found = {name: figures(folder) for name, folder in runs.items()}
@@ -126,9 +173,9 @@ def report(
         f"Measured by `python benchmarks/{Path(sys.argv[0]).name}` at commit {', '.join(commits)}. Python {platform.python_version()}, "
         f"torch {torch.__version__}, {os.cpu_count()} cores.",
         "",
-        *table(found, list(explained)),
+        *table(found, figures),
         "",
-        *(f"- {name}: {text}." for name, text in explained.items()),
+        *(f"- {name}: {figure.about}." for name, figure in figures.items()),
     ]
     (out / f"{today}-{stem}.md").write_text("\n".join(lines) + "\n")
     print("\n".join(lines))

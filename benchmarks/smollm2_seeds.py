@@ -14,18 +14,11 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from seed_runs import MEASURED, arguments, measure, report
+from seed_runs import CLOSED, MEASURED, MEMORY, arguments, closed_figures, duration, measure, report
 
 BENCHMARKS = ("phantom-2d", "phantom-ct")
 CONTROLS = ("blank", "shuffled")
-FIGURES = {
-    "closed 2D": "closed questions about radiographs, accuracy",
-    "closed CT": "closed questions about CTs, accuracy",
-    "closed, blank": "closed accuracy with a blank picture, the higher of radiographs and CTs",
-    "closed, other": "closed accuracy under `shuffled`, with another patient's picture, the higher of radiographs and CTs",
-    "minutes": "training and answering, by the clock",
-    "GB": "peak memory of all processes together, looked at every second",
-}
+FIGURES = {**CLOSED, "minutes": duration("training and answering"), "GB": MEMORY}
 
 
 def commands(quickstart: Path, folder: Path) -> list[list[str]]:
@@ -71,15 +64,8 @@ def figures(folder: Path) -> dict[str, float]:
         json.loads((folder / "scores" / name / "results.json").read_text())["benchmarks"][name] for name in BENCHMARKS
     )
     measured = json.loads((folder / MEASURED).read_text())
-    control = {
-        name: max(found["controls"][name]["closed_accuracy"]["value"] for found in (radiographs, scans))
-        for name in CONTROLS
-    }
     return {
-        "closed 2D": radiographs["model"]["closed_accuracy"]["value"],
-        "closed CT": scans["model"]["closed_accuracy"]["value"],
-        "closed, blank": control["blank"],
-        "closed, other": control["shuffled"],
+        **closed_figures(radiographs, scans),
         "minutes": measured["minutes"],
         "GB": measured["peak_bytes"] / 1e9,
     }
