@@ -50,8 +50,8 @@ def test_the_facts_a_reader_looks_for(converted: Callable[[str], Path]) -> None:
     assert facts["converted from"] == "MedM-VL reference, current layout"
 
 
-#: Encoders whose grid is found by running them: their configs need transformers.
-RUN_FOR_THEIR_GRID = {"resnet", "convnext", "convnextv2", "transformers"}
+#: The encoder whose grid is found by running it: its config needs transformers.
+RUN_FOR_ITS_GRID = "transformers"
 
 
 def facts_both_ways(**settings: Any) -> tuple[dict[str, str] | None, dict[str, str]]:
@@ -68,8 +68,27 @@ def test_stored_config_says_the_same_of_each_encoder_without_torch(key: str) -> 
     settings = zoo.encoder(key)
     towers = {ENCODERS[settings["name"]].modality: {"encoder": settings}}
     stored, completed = facts_both_ways(text_config=zoo.llm("llama"), towers=towers)
-    needs_torch = settings["name"] in RUN_FOR_THEIR_GRID or key == "siglip2:naflex"
+    needs_torch = settings["name"] == RUN_FOR_ITS_GRID or key == "siglip2:naflex"
     assert stored == (None if needs_torch else completed)
+
+
+@pytest.mark.parametrize("size", [None, (32, 32), (97, 130), (64, 223)])
+@pytest.mark.parametrize("downsampled", [False, True])
+@pytest.mark.parametrize("layer", ["basic", "bottleneck"])
+def test_stored_grid_of_a_resnet_is_that_of_its_features(size, downsampled: bool, layer: str) -> None:
+    settings = zoo.encoder("resnet")
+    vision = settings["vision_config"] | {"downsample_in_first_stage": downsampled, "layer_type": layer}
+    settings |= {"vision_config": vision, "size": size}
+    stored, completed = facts_both_ways(text_config=zoo.llm("llama"), towers={"image": {"encoder": settings}})
+    assert stored == completed
+
+
+@pytest.mark.parametrize("kind", ["convnext", "convnextv2"])
+@pytest.mark.parametrize("size", [None, (32, 40), (97, 130)])
+def test_stored_grid_of_a_convnext_is_that_of_its_features(size, kind: str) -> None:
+    settings = zoo.encoder(kind) | {"size": size}
+    stored, completed = facts_both_ways(text_config=zoo.llm("llama"), towers={"image": {"encoder": settings}})
+    assert stored == completed
 
 
 @pytest.mark.parametrize("encoder", ["siglip", "clip:all", "slicewise", "slicewise:cls", "vit3d"])

@@ -6,12 +6,15 @@ specs imports torch and transformers, which takes seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from medmvl.errors import ModelError
 from medmvl.models.grid import Grid
+
+#: Side of an image where neither the settings nor the config names one.
+_USUAL_SIDE = 224
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,29 @@ def divided(size: tuple[int, ...], patch: tuple[int, ...], encoder: str) -> tupl
             f"Choose a size like {tuple(max(p, s // p * p) for s, p in zip(size, patch, strict=False))}."
         )
     return tuple(s // p for s, p in zip(size, patch, strict=True))
+
+
+def native_size(vision_config: Mapping[str, Any]) -> tuple[int, int]:
+    """Return the (H, W) that a vision config of transformers names, else the usual one."""
+    side = vision_config.get("image_size", _USUAL_SIDE)
+    height, width = side if isinstance(side, list | tuple) else (side, side)
+    return int(height), int(width)
+
+
+def feature_map(vision_config: Mapping[str, Any], size: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the (h, w) of the last feature map of a CNN of transformers for an image of `size`; others raise KeyError.
+
+    A ResNet (He et al. 2016) halves twice before its first stage and once at each later one, rounding up, for its
+    convolutions are padded; a ConvNeXt (Liu et al. 2022) divides by its patch and halves at each later stage, rounding down.
+    """
+    kind = vision_config["model_type"]
+    stages = len(vision_config["depths"])
+    if kind == "resnet":
+        halvings = 1 + stages + bool(vision_config.get("downsample_in_first_stage", False))
+        return tuple(-(-side // 2**halvings) for side in size)
+    if kind in ("convnext", "convnextv2"):
+        return tuple(side // (vision_config["patch_size"] * 2 ** (stages - 1)) for side in size)
+    raise KeyError(kind)
 
 
 def stacked(inner: Grid, count: int) -> Grid:

@@ -1,7 +1,7 @@
 """Sizes and grids of towers from their settings in a config.json, without torch and transformers.
 
 Only settings as our models write them are understood; for others the caller builds a `TowerSpec`, which checks and completes
-them. Encoders whose grid is found by running them (`any_vision`) are of the second kind.
+them. `transformers`, the encoder for any vision model, is of the second kind: its grid is found by running it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ from medmvl.models.grid_rules import (
     FAMILIES,
     averaged_slices,
     divided,
+    feature_map,
+    native_size,
     reduced,
     shuffle_factors,
     spatial_factors,
@@ -23,6 +25,7 @@ from medmvl.models.grid_rules import (
 
 #: Encoders on cuboid patches, of which some keep a class token with `select_feature: all`.
 _CUBOID_ENCODERS = ("vit3d", "m3dclip", "medmclip")
+_CNNS = ("resnet", "convnext", "convnextv2")
 
 
 def stored_grids(settings: Mapping[str, Any]) -> tuple[tuple[int, ...], Grid, Grid]:
@@ -48,6 +51,8 @@ def _input_size(encoder: Mapping[str, Any]) -> tuple[int, ...]:
         return tuple(
             n * tiles for n, tiles in zip(_input_size(encoder["encoder"]), _pair(encoder["tiles"]), strict=True)
         )
+    if name in _CNNS:
+        return _pair(encoder["size"]) if encoder["size"] else native_size(encoder["vision_config"])
     return _pair([encoder["vision_config"]["image_size"]] * 2)
 
 
@@ -64,11 +69,22 @@ def _encoder_grid(encoder: Mapping[str, Any], size: tuple[int, ...]) -> Grid:
         rows, columns = tiles = _pair(encoder["tiles"])
         return stacked(_encoder_grid(encoder["encoder"], tile_size(size, tiles)), 1 + rows * columns)
     vision = encoder["vision_config"]
+    if name in _CNNS:
+        return _cnn_grid(name, vision, size)
     family = FAMILIES[vision["model_type"]]
     if name not in (family.encoder, "siglip2"):
         raise ValueError(name)
     kept = {"all": family.num_prefix_tokens(vision), "patch": 0}[encoder.get("select_feature", "patch")]
     return Grid(divided(size, _pair([vision["patch_size"]] * 2), label), num_prefix_tokens=kept)
+
+
+def _cnn_grid(name: str, vision: Mapping[str, Any], size: tuple[int, ...]) -> Grid:
+    stages = len(vision["depths"])
+    if name != vision["model_type"] or len(vision["hidden_sizes"]) != stages or vision.get("mask_ratio"):
+        raise ValueError(name)
+    if vision.get("num_stages", stages) != stages:
+        raise ValueError(name)
+    return Grid(_ints(feature_map(vision, size)))
 
 
 def _pooled(pooling: Mapping[str, Any], grid: Grid) -> Grid:

@@ -20,11 +20,8 @@ from medmvl.models.encoders.encoder import ENCODERS, EncoderModule, EncoderSpec
 from medmvl.models.encoders.pretrained import check_found, load_pretrained
 from medmvl.models.encoders.transformers_vision import drop_mask_token
 from medmvl.models.grid import Grid
-from medmvl.models.grid_rules import FAMILIES
+from medmvl.models.grid_rules import FAMILIES, native_size
 from medmvl.pretrained import build_from_config, open_pretrained, translate_load_errors
-
-#: Side of an image where neither the settings nor the config names one.
-_USUAL_SIDE = 224
 
 #: More class and register tokens than any published model has.
 _MOST_PREFIX_TOKENS = 16
@@ -68,11 +65,7 @@ class AnyVisionSpec(EncoderSpec):
     @property
     def input_size(self) -> tuple[int, ...]:
         """Native (H, W)."""
-        if self.size is not None:
-            return self.size
-        side = self.vision_config.get("image_size", _USUAL_SIDE)
-        height, width = side if isinstance(side, list | tuple) else (side, side)
-        return int(height), int(width)
+        return self.size or native_size(self.vision_config)
 
     def grid(self, size: tuple[int, ...] | None = None) -> Grid:
         """Return the (h, w) grid of the last feature map or layer."""
