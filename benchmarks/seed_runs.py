@@ -164,7 +164,7 @@ def report(
         figures: by name, in the table's order.
         out: folder of the page.
     """
-    found = {name: figures(folder) for name, folder in runs.items()}
+    found = {name: read(folder) for name, folder in runs.items()}
     commits = sorted({json.loads((folder / MEASURED).read_text())["commit"] for folder in runs.values()})
     today = f"{datetime.now(UTC):%Y-%m-%d}"
     lines = [
