@@ -3,7 +3,7 @@
     python tools/phantom_llm.py [--work runs/phantom-llm] [--out src/medmvl/experiments/phantom_llm]
 
 No picture is used: a description in words stands where a picture will stand. The folder holds weights in bfloat16, tokenizer, chat
-template, the recipe, and a README with what was measured. An unfinished run in `--work` continues.
+template, the recipe, its training data, and a README with what was measured. An unfinished run in `--work` continues.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from medmvl.cards.training_data import FILE as TRAINING_DATA
 from medmvl.checkpoints.llm_export import export_llm
 from medmvl.data.sample import Message, Sample
+from medmvl.data.synthetic import LICENSE
 from medmvl.experiments.quickstart import PRETRAINED_LLM
-from medmvl.files import write_jsonl, write_text
+from medmvl.files import write_json, write_jsonl, write_text
 from medmvl.inference import GenerationOptions, Predictor
 from medmvl.phantoms.warmup_texts import described_patient
 from medmvl.training.run import train
@@ -33,6 +35,8 @@ from medmvl.training.run import train
 SEED = 2026
 #: File, first patient, number of patients, kind of dialogs (None: all).
 TEXTS = (("text-only-patients.jsonl", 0, 30_000, None), ("sides.jsonl", 30_000, 12_000, "sides"))
+#: What the folder of the dialogs says of them, for cards of models that begin with this one.
+REPORT = {"title": "Dialogs about described phantoms, without pictures", "license": LICENSE, "synthetic": True}
 PATIENTS = sum(count for _, _, count, _ in TEXTS)
 HELD_OUT = 1_000
 #: Kinds of dialogs whose answers have one right wording.
@@ -73,6 +77,7 @@ def main() -> None:
     llm = AutoModelForCausalLM.from_pretrained(export, dtype=torch.bfloat16)
     llm.save_pretrained(export)
     write_text(export / "README.md", card(llm, options.work))
+    shutil.copyfile(options.work / "run" / "model" / TRAINING_DATA, export / TRAINING_DATA)
     for file in export.iterdir():
         shutil.copyfile(file, options.out / file.name)
     print((options.out / "README.md").read_text())
@@ -80,6 +85,7 @@ def main() -> None:
 
 def draw(work: Path) -> None:
     """Write the dialogs to train on, unless they are there."""
+    write_json(work / "report.json", REPORT)
     for name, first, count, kind in TEXTS:
         if not (work / name).is_file():
             with multiprocessing.get_context("spawn").Pool(2) as pool:

@@ -15,10 +15,11 @@ from typer.testing import CliRunner
 
 from medmvl.cards import card_text
 from medmvl.cards.facts import DEFAULTS
-from medmvl.cards.training_data import collect_training_data
+from medmvl.cards.training_data import base_of, collect_training_data
 from medmvl.checkpoints import inspect_folder
 from medmvl.cli.main import app
 from medmvl.data.synthetic import LICENSE, write_note
+from medmvl.experiments.quickstart import PRETRAINED_LLM
 from medmvl.models import MedMVLConfig, MedMVLForConditionalGeneration
 from medmvl.processing.stored_prompts import read_prompts
 from medmvl.training.recipe import Recipe
@@ -289,6 +290,14 @@ def test_a_wrong_statement_is_named(checkpoint, tmp_path, text, words):
     done = call("card", checkpoint, "--statements", tmp_path / "stated.yaml")
     assert done.exit_code != 0
     assert words in str(done.exception) + done.output
+
+
+def test_shipped_llm_says_what_it_was_trained_on():
+    base = base_of(str(PRETRAINED_LLM))
+    assert [(entry.records, entry.license, entry.synthetic) for entry in base.data] == [
+        (30_000, LICENSE, True),
+        (12_000, LICENSE, True),
+    ]
 
 
 def test_push_lists_a_checkpoints_files_and_nothing_else(checkpoint):
