@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import sys
 import time
 import traceback
@@ -25,18 +24,17 @@ from medmvl.training.engine.callbacks import Callback
 from medmvl.training.objectives import LanguageObjective
 from medmvl.training.objectives.base import Evaluation
 from medmvl.training.run import train
+from ports import free_port
 
 _FROM_A_CLEAN_SERVER = multiprocessing.get_context("forkserver")
 _FROM_A_CLEAN_SERVER.set_forkserver_preload(["medmvl.training.run"])
-#: Seconds after which two ranks have certainly lost each other.
-_PATIENCE = 150
+#: Seconds after which two ranks have certainly lost each other, also on a busy machine.
+_PATIENCE = 400
 
 
 def in_two_processes(job: Callable[..., object], *args: object, **kwargs: object) -> None:
     """Call `job(*args, **kwargs)`, all of it picklable, in two processes that torch.distributed sees as ranks 0 and 1."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     ranks = [_start(_as_rank, rank, port, partial(job, *args, **kwargs)) for rank in range(2)]
     end = time.monotonic() + _PATIENCE
     try:
@@ -51,10 +49,14 @@ def in_two_processes(job: Callable[..., object], *args: object, **kwargs: object
 
 
 class TrainingProcess:
-    """`train(recipe, out, resume=True)` in a process that needs no start-up time; `subprocess.Popen`'s words for it."""
+    """`train(recipe, out, resume=True)` in a process that needs no start-up time; `subprocess.Popen`'s words for it.
 
-    def __init__(self, recipe: Path, out: Path) -> None:
-        self._process = _start(_train_in_silence, recipe, out)
+    Args:
+        steps: number after which it goes no further, for a kill that comes late on a busy machine; None: it goes to the end.
+    """
+
+    def __init__(self, recipe: Path, out: Path, steps: int | None = None) -> None:
+        self._process = _start(_train_in_silence, recipe, out, steps)
 
     def poll(self) -> int | None:
         return self._process.exitcode
@@ -173,10 +175,22 @@ def _as_rank(rank: int, port: int, job: Callable[[], object]) -> None:
         os._exit(status)  # nothing that still runs in a thread keeps a rank alive
 
 
-def _train_in_silence(recipe: Path, out: Path) -> None:
+class _NoFurther(Callback):
+    """Waits to be killed after some steps of this process."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+
+    def on_step_begin(self, loop):
+        if not self._left:
+            time.sleep(_PATIENCE)
+        self._left -= 1
+
+
+def _train_in_silence(recipe: Path, out: Path, steps: int | None) -> None:
     torch.set_num_threads(1)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    train(recipe, out, resume=True)
+    train(recipe, out, resume=True, callbacks=[] if steps is None else [_NoFurther(steps)])
 
 
 def run_in_a_clean_process(job: Callable[..., None], *args: object, seconds: float = _PATIENCE) -> None:

@@ -19,7 +19,7 @@ import yaml
 from PIL import Image
 from tests.serving.page_live import Visitor, live_page
 from tests.training.conftest import MODEL
-from tests.ward.network import FakePacs, free_port, send, wait_for
+from tests.ward.network import FakePacs, send
 from tests.ward.stub import StubAnswerer, make_protocol, write_ct
 from typer.testing import CliRunner
 
@@ -29,6 +29,8 @@ from medmvl.cli.main import app
 from medmvl.experiments.compare import jobs
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.ward.folder_app import run_study
+from ports import free_port
+from waiting import wait_for
 
 #: Identity of each patient: name, number, birth date, accession number, institution, referring physician, further number.
 PATIENTS = [

@@ -16,7 +16,7 @@ from typing import Any
 import openai
 
 from import_graph import SOURCE
-from ward.network import free_port
+from ports import free_port
 
 VARIABLE = "MEDMVL_VLLM_PYTHON"
 _OFFLINE = Path(__file__).with_name("vllm_offline.py")

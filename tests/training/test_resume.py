@@ -150,18 +150,22 @@ def test_a_checkpoint_of_another_stage_is_refused(settings, tmp_path):
 # --- real kills ---------------------------------------------------------------------------------------------------
 
 
-def start_command(recipe: Path, out: Path) -> subprocess.Popen:
-    """Run the real command."""
+def start_command(recipe: Path, out: Path, steps: int | None = None) -> subprocess.Popen:
+    """Run the real command, which waits for no kill, whatever `steps` says."""
     program = "from medmvl.cli.main import main; main()"
     arguments = [sys.executable, "-c", program, "train", str(recipe), "--out", str(out), "--resume"]
     return subprocess.Popen(arguments, env=os.environ | {"OMP_NUM_THREADS": "1"})
 
 
 def run_with_kills(start, recipe: Path, out: Path, delays: list[float]) -> int:
-    """Start a run again and again, killing it after each delay, counted from its first step; return the kills."""
+    """Start a run again and again, killing it after each delay, counted from its first step; return the kills.
+
+    Args:
+        start: starts the run, which goes to its end, or no further than a number of steps.
+    """
     kills = 0
     for delay in delays:
-        lines, process = _lines(out), start(recipe, out)
+        lines, process = _lines(out), start(recipe, out, 3)  # so that some steps are left after the last kill
         while process.poll() is None and _lines(out) <= lines:
             time.sleep(0.002)
         time.sleep(delay)

@@ -3,30 +3,14 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pydicom
 from pynetdicom import AE, AllStoragePresentationContexts, evt
 
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def wait_for(condition: Callable[[], Any], seconds: float = 60.0, what: str = "") -> Any:
-    """Return the condition's first true value; fail after some seconds."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if value := condition():
-            return value
-        time.sleep(0.02)
-    raise AssertionError(f"not within {seconds} s: {what or condition}")
+from ports import free_port
 
 
 class FakePacs:

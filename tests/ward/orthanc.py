@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import requests
 
-from ward.network import wait_for
+from waiting import wait_for
 
 DICOM_PORT, HTTP_PORT, NODE_PORT = 4242, 8042, 11112
 PLUGINS = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")

@@ -12,7 +12,7 @@ from medmvl.errors import WardError
 from medmvl.ward.dicomweb import connect, process_web_study, stow
 from medmvl.ward.network_settings import WebTarget
 from medmvl.ward.process import process_study
-from ward.network import free_port
+from ports import free_port
 from ward.stub import StubAnswerer, make_protocol, write_ct
 
 JSON = "application/dicom+json"

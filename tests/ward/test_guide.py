@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ward.network import wait_for
+from waiting import wait_for
 from ward.orthanc import needs_orthanc, own_network
 
 ROOT = Path(__file__).parents[2]

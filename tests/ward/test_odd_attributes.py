@@ -8,7 +8,8 @@ import pytest
 from dicom_validity import dicom_errors, needs_dciodvfy
 from medmvl.errors import MedMVLError
 from medmvl.ward.process import process_study
-from ward.network import FakePacs, send, wait_for
+from waiting import wait_for
+from ward.network import FakePacs, send
 from ward.stub import StubAnswerer, change, make_protocol, write_ct
 from ward.test_node import protocol_for, running
 

@@ -13,7 +13,8 @@ import yaml
 
 from dicom_validity import dicom_errors, needs_dciodvfy
 from medmvl.cli.main import main
-from ward.network import send, wait_for
+from waiting import wait_for
+from ward.network import send
 from ward.orthanc import DICOM_PORT, NODE_PORT, Orthanc, needs_orthanc, own_network
 from ward.stub import EFFUSION, REPORT, write_ct
 

@@ -13,7 +13,9 @@ import pytest
 from medmvl.ward.node.spool import Spool
 from medmvl.ward.node.state import NodeState
 from medmvl.ward.node.status import describe_status
-from ward.network import FakePacs, free_port, send, wait_for
+from ports import free_port
+from waiting import wait_for
+from ward.network import FakePacs, send
 from ward.stub import StubAnswerer, change, write_ct
 from ward.test_node import protocol_for, running, status
 

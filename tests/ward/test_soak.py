@@ -23,7 +23,8 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from ward.network import send, wait_for
+from waiting import wait_for
+from ward.network import send
 from ward.orthanc import DICOM_PORT, NODE_PORT, Orthanc, needs_orthanc, own_network
 from ward.stub import EFFUSION, write_ct
 from ward.test_orthanc import write_protocol
