@@ -27,6 +27,7 @@ class FakeEngine:
         bodies: requests so far.
         status: answered instead of a stream, if it is not 200.
         breaks_after: tokens after which a stream ends without its end mark; None: never.
+        waits_after: tokens after which a stream goes no further until its client leaves; None: never.
         open: streams that have not ended.
         streamed: tokens of the latest stream.
         logprob: sent with every token instead of its own; None: its own.
@@ -36,7 +37,9 @@ class FakeEngine:
         self._llm, self._context = AutoModelForCausalLM.from_pretrained(folder).eval(), context
         self.logprob: float | None = None
         self.bodies: list[dict[str, Any]] = []
-        self.status, self.breaks_after, self.open, self.streamed = 200, None, 0, 0
+        self.status, self.open, self.streamed = 200, 0, 0
+        self.breaks_after: int | None = None
+        self.waits_after: int | None = None
         self.app = FastAPI()
         self.app.add_api_route("/v1/models", self.models, methods=["GET"])
         self.app.add_api_route("/v1/completions", self.completions, methods=["POST"])
@@ -59,6 +62,8 @@ class FakeEngine:
             for number in range(body["max_tokens"]):
                 if number == self.breaks_after:
                     return
+                while number == self.waits_after:
+                    await asyncio.sleep(0.01)
                 with torch.no_grad():
                     logs = torch.log_softmax(self._llm(inputs_embeds=embeddings).logits[0, -1].float(), dim=-1)
                 values, ids = logs.topk(max(body["logprobs"], 1))

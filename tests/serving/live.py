@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import threading
-import time
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import uvicorn
 
@@ -20,9 +21,13 @@ from medmvl.serving.server import readers
 from medmvl.serving.server.run import make_server, serving_page
 from medmvl.serving.server.service import Service
 from medmvl.serving.server.settings import Limits, ServerSettings
+from waiting import PATIENCE, wait_for
 
 # The tests of training fork their processes from the same server.
 readers.PRELOAD = ["medmvl.serving.server.reader", "medmvl.training.run"]
+
+# By itself, httpx gives a reply five seconds to begin.
+get, post, put = (partial(method, timeout=PATIENCE) for method in (httpx.get, httpx.post, httpx.put))
 
 
 class Live:
@@ -32,13 +37,11 @@ class Live:
         self.service, self.server, self.address = service, server, address
 
     def client(self, key: str = "none") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=key, max_retries=0, timeout=60)
+        return openai.OpenAI(base_url=f"{self.address}/v1", api_key=key, max_retries=0, timeout=PATIENCE)
 
     def wait_until_idle(self) -> None:
-        end = time.monotonic() + 20
-        while self.service.scheduler.running or self.service.scheduler.waiting or self.service.guard.open:
-            assert time.monotonic() < end, "requests stayed open"
-            time.sleep(0.01)
+        scheduler, guard = self.service.scheduler, self.service.guard
+        wait_for(lambda: not (scheduler.running or scheduler.waiting or guard.open), what="no request is open")
 
 
 @contextmanager
@@ -60,16 +63,13 @@ def in_thread(server: uvicorn.Server) -> Iterator[int]:
     """Run a uvicorn server in a thread; gives its port."""
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    end = time.monotonic() + 30
-    while not server.started:
-        assert thread.is_alive()
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(lambda: server.started or not thread.is_alive(), what="the server starts")
+    assert server.started, "the server has ended"
     try:
         yield server.servers[0].sockets[0].getsockname()[1]
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(PATIENCE)
 
 
 def data_uri(data: bytes, kind: str = "application/octet-stream") -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from medmvl.serving.page.settings import PageSettings
 from medmvl.serving.server import readers
 from medmvl.serving.server.scheduler import Scheduler
 from medmvl.serving.server.settings import Limits
+from waiting import PATIENCE, wait_for
 
 # The tests of training fork their processes from the same server.
 readers.PRELOAD = ["medmvl.serving.server.reader", "medmvl.training.run"]
@@ -44,16 +45,13 @@ def live_page(
     server = _server(uvicorn, page, "127.0.0.1", 0, (), addresses.append)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    end = time.monotonic() + 60
-    while not addresses:
-        assert thread.is_alive()
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    wait_for(lambda: addresses or not thread.is_alive(), what="the page is served")
+    assert addresses, "the server has ended"
     try:
         yield page, addresses[0]
     finally:
         server.should_exit = True
-        thread.join(30)
+        thread.join(PATIENCE)
         for model in models:
             model.scheduler.close()
         pool.close()
@@ -63,7 +61,7 @@ class Visitor:
     """One visitor with a session."""
 
     def __init__(self, address: str, password: str | None = None) -> None:
-        self.http = httpx.Client(base_url=f"{address}/page/api/", timeout=180)  # the machine may be busy
+        self.http = httpx.Client(base_url=f"{address}/page/api/", timeout=PATIENCE)
         begun = self.http.post("session", json={"password": password})
         begun.raise_for_status()
         self.facts = begun.json()
@@ -91,24 +89,34 @@ class Visitor:
 
 
 class Talkative:
-    """Lets a random model write words until its answers are as long as they may be."""
+    """Lets a random model write words until its answers are as long as they may be.
 
-    def __init__(self, page: Page, word: str = " nodule") -> None:
+    Args:
+        word: what it writes.
+        pause: seconds that a step takes longer.
+        begin: waited for before the first step.
+    """
+
+    def __init__(
+        self, page: Page, word: str = " nodule", pause: float = 0.005, begin: Callable[[], bool] = lambda: True
+    ) -> None:
         self.model = page.asking.models[0].predictor.model
         tokenizer = page.asking.models[0].predictor.processor.tokenizer
         self.token = tokenizer(word, add_special_tokens=False)["input_ids"][0]
-        self.steps = 0
+        self.steps, self.pause, self.begin = 0, pause, begin
 
     def __enter__(self) -> Talkative:
         forward = self.model.forward
 
         def counted(*arguments: Any, **options: Any) -> Any:
+            if not self.steps:
+                wait_for(self.begin, what="the answer may begin")
             self.steps += 1
             output = forward(*arguments, **options)
             output.logits[..., self.token] += (
                 1e4  # the random model says nothing but special tokens, which are not shown
             )
-            time.sleep(0.005)
+            time.sleep(self.pause)
             return output
 
         self.model.forward = counted

@@ -25,7 +25,7 @@ import numpy as np
 import PIL.Image
 import pydicom
 import pytest
-from tests.serving.live import live
+from tests.serving.live import get, live, post
 from tests.serving.page_live import Talkative, Visitor, live_page, rows_of
 
 from medmvl.errors import CancelledError, RecipeError
@@ -43,6 +43,7 @@ from medmvl.serving.page.settings import LANGUAGES, PageSettings, read_passwords
 from medmvl.serving.page.study import save_ras
 from medmvl.serving.page.wording import words
 from medmvl.serving.server.settings import Limits
+from waiting import PATIENCE, wait_for
 
 STATIC = Path(words.__wrapped__.__code__.co_filename).parent / "static"
 
@@ -258,14 +259,13 @@ def test_visitor_who_leaves_stops_the_answer(served, media):
     visitor = Visitor(address)
     visitor.send([media / "a.png"])
     request = {"text": "What is seen?", "version": visitor.version}
-    with Talkative(page) as talkative:
+    session = page.sessions.get(visitor.facts["session"])
+    with Talkative(page, pause=0.05) as talkative:
         with visitor.http.stream("POST", "ask", json=request) as answer:
             next(line for line in answer.iter_lines() if "piece" in line)
-        end = time.monotonic() + 10
-        while rows_of(page):
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        wait_for(lambda: not rows_of(page), what="nothing is decoded")
         assert talkative.steps < 500
+    wait_for(lambda: session.turns, what="the stopped answer is kept")
     exported = visitor.http.post("export", json={"format": "json", "version": visitor.version}).json()
     assert exported["turns"][0]["stopped"]
 
@@ -317,14 +317,13 @@ def test_answers_below_the_threshold_are_withheld(served, unsure, visitor, media
 def test_visitor_who_leaves_stops_a_withheld_answer(served, unsure, visitor, media, monkeypatch):
     monkeypatch.setattr(served[0].asking, "_settings", PageSettings(new_tokens=400, abstain_below="stored"))
     visitor.send([media / "a.png"])
-    with Talkative(served[0]) as talkative:
+    session = served[0].sessions.get(visitor.facts["session"])
+    with Talkative(served[0], pause=0.05) as talkative:
         with visitor.http.stream("POST", "ask", json={"text": "What is seen?", "version": visitor.version}) as answer:
             next(line for line in answer.iter_lines() if "piece" in line)
-        end = time.monotonic() + 10
-        while rows_of(served[0]):
-            assert time.monotonic() < end
-            time.sleep(0.01)
+        wait_for(lambda: not rows_of(served[0]), what="nothing is decoded")
         assert talkative.steps < 300
+    wait_for(lambda: session.turns, what="the stopped answer is kept")
     exported = visitor.http.post("export", json={"format": "json", "version": visitor.version}).json()
     assert (exported["turns"][0]["stopped"], exported["turns"][0]["answers"]) == (True, [""])
 
@@ -352,14 +351,15 @@ def test_visitors_are_served_in_turn_and_apart(model_folder, media):
         for number, visitor in enumerate(visitors):
             assert visitor.send([media / f"{'abc'[number % 3]}.png"]).status_code == 200
         page.asking._settings = PageSettings(new_tokens=4)
-        with Talkative(page), concurrent.futures.ThreadPoolExecutor(32) as pool:
+        scheduler = page.asking.models[0].scheduler
+        with Talkative(page, begin=lambda: scheduler.waiting > 2), concurrent.futures.ThreadPoolExecutor(32) as pool:
             found = list(pool.map(lambda one: one.ask("What is seen?"), visitors))
         assert all(events[-1]["turn"]["answers"][0] for events in found)
         assert max(event.get("queue", 0) for events in found for event in events) > 1
         folders = {session.folder for session in page.sessions._open.values()}
         assert len(folders) == 32
         assert all(stat.S_IMODE(folder.stat().st_mode) == 0o700 for folder in folders)
-        stranger = httpx.get(f"{address}/page/api/study/0/view", headers={"x-session": "guess"})
+        stranger = get(f"{address}/page/api/study/0/view", headers={"x-session": "guess"})
         assert stranger.status_code == 403
 
 
@@ -386,7 +386,7 @@ def test_nothing_is_left_of_a_session(model_folder, ct, monkeypatch, tmp_path):
 def test_page_beyond_this_machine_asks_for_a_password(model_folder, tmp_path):
     with live_page(model_folder, settings=PageSettings(passwords=("correct horse",))) as (_, address):
         for wrong in (None, "wrong horse"):
-            assert httpx.post(f"{address}/page/api/session", json={"password": wrong}).status_code == 401
+            assert post(f"{address}/page/api/session", json={"password": wrong}).status_code == 401
         assert Visitor(address, "correct horse").post("ping").status_code == 200
     for text in ("", "short"):
         (tmp_path / "passwords").write_text(text)
@@ -396,15 +396,15 @@ def test_page_beyond_this_machine_asks_for_a_password(model_folder, tmp_path):
 
 def test_page_inside_the_server_is_opened_by_a_key(model_folder, media):
     with live(model_folder, page=True, keys={"0123456789abcdef": "ward"}, abstain_below=1.0) as server:
-        assert "text/html" in httpx.get(server.address).headers["content-type"]
-        assert httpx.post(f"{server.address}/page/api/session", json={}).status_code == 401
+        assert "text/html" in get(server.address).headers["content-type"]
+        assert post(f"{server.address}/page/api/session", json={}).status_code == 401
         visitor = Visitor(server.address, "0123456789abcdef")
         visitor.send([media / "a.png"])
         assert visitor.ask("What is seen?")[-1]["turn"]["withheld"] == [1.0]
         client = server.client("0123456789abcdef")
         assert client.models.list().data[0].id == "tiny"
     with live(model_folder) as server:
-        assert httpx.get(server.address).status_code == 404
+        assert get(server.address).status_code == 404
 
 
 def test_vendored_files_and_words_are_in_the_wheel(tmp_path):
@@ -434,7 +434,7 @@ def test_interrupted_page_leaves_nothing(model_folder, media, tmp_path, sign):
             assert any(tmp_path.rglob("view.png"))
             assert visitor.ask("What is seen?")[-1]["turn"]["withheld"] == [1.0]
             process.send_signal(sign)
-            assert process.wait(60) == 0
+            assert process.wait(PATIENCE) == 0
         finally:
             process.kill()
     assert not any(tmp_path.glob("medmvl-*"))
@@ -447,7 +447,7 @@ def test_other_address_makes_up_a_password(model_folder):
         try:
             port = re.search(r":(\d+)", process.stdout.readline())[1]
             password = next(line for line in process.stderr if "password is" in line).split()[-1]
-            assert httpx.post(f"http://127.0.0.1:{port}/page/api/session", json={}).status_code == 401
+            assert post(f"http://127.0.0.1:{port}/page/api/session", json={}).status_code == 401
             assert Visitor(f"http://127.0.0.1:{port}", password).post("ping").status_code == 200
         finally:
             process.kill()
@@ -456,11 +456,11 @@ def test_other_address_makes_up_a_password(model_folder):
 def test_every_answer_carries_the_policy_and_other_hosts_are_refused(served):
     address = served[1]
     for path in ("/", "/page/js/main.js", "/page/nothing", "/page/vendor/niivue-0.69.0.umd.js"):
-        assert httpx.get(address + path).headers["content-security-policy"] == POLICY
-    assert httpx.post(f"{address}/page/api/ping").headers["content-security-policy"] == POLICY
-    assert httpx.get(address, headers={"host": "evil.example"}).status_code == 400
+        assert get(address + path).headers["content-security-policy"] == POLICY
+    assert post(f"{address}/page/api/ping").headers["content-security-policy"] == POLICY
+    assert get(address, headers={"host": "evil.example"}).status_code == 400
     for path in ("/page/../run.py", "/page/%2e%2e/run.py", "/page/words/../../app.py"):
-        assert httpx.get(address + path).status_code == 404
+        assert get(address + path).status_code == 404
 
 
 def test_files_of_the_page_hold_no_inline_code_and_no_address():
@@ -533,7 +533,7 @@ def test_odd_requests_are_refused(visitor, media, name, body):
 @pytest.mark.parametrize("site", ["cross-site", "same-site"])
 def test_page_of_another_site_begins_no_session(served, site):
     before = len(served[0].sessions)
-    reply = httpx.post(f"{served[1]}/page/api/session", content="{}", headers={"sec-fetch-site": site})
+    reply = post(f"{served[1]}/page/api/session", content="{}", headers={"sec-fetch-site": site})
     assert reply.status_code == 403
     assert len(served[0].sessions) == before
 
@@ -589,8 +589,9 @@ def test_no_probability_is_rounded_to_certainty(served, visitor, media, monkeypa
 
 
 def test_two_models_are_compared_blind_and_the_preference_is_kept(model_folder, media, tmp_path):
-    settings = PageSettings(preferences=tmp_path / "preferences.jsonl")
+    settings = PageSettings(preferences=tmp_path / "preferences.jsonl", new_tokens=4)
     with live_page(model_folder, model_folder, settings=settings) as (page, address):
+        page.asking._random.seed(0)  # a fair coin may fall on one side twelve times
         visitor = Visitor(address)
         visitor.send([media / "a.png"])
         orders = set()
@@ -751,11 +752,8 @@ def test_visitor_who_leaves_stops_the_explanation(served, media, monkeypatch):
     request = {"turn": asked.json()["turn"]["id"], "version": visitor.version}
     with visitor.http.stream("POST", "explain", json=request) as answer:
         next(answer.iter_lines())
-    assert stopped.wait(20)
-    end = time.monotonic() + 20
-    while page.asking._analyses:
-        assert time.monotonic() < end
-        time.sleep(0.01)
+    assert stopped.wait(PATIENCE)
+    wait_for(lambda: not page.asking._analyses, what="nothing is explained")
 
 
 def test_bug_is_told_without_content(served, visitor, media, monkeypatch, caplog):

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
-import time
 import zipfile
 from contextlib import contextmanager
 
-import httpx
 import pytest
+from tests.serving.live import put
 from tests.serving.page_live import Visitor, live_page
 
 from medmvl.phantoms import draw_patient, save_nifti
 from medmvl.serving.page.settings import PageSettings
+from waiting import PATIENCE, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -68,13 +68,6 @@ def test_opening_again_takes_no_more_room(served, visitor, ct, tmp_path):
     assert visitor.http.get("study/0/view").status_code == 200
 
 
-def _until(true):
-    end = time.monotonic() + 60
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 @contextmanager
 def _half_sent(session, visitor, content, name="a.png"):
     """Send half of a file and wait until it has arrived; the other half follows at the end, and the reply is given."""
@@ -82,22 +75,22 @@ def _half_sent(session, visitor, content, name="a.png"):
 
     def pieces():
         yield content[: len(content) // 2]
-        assert go_on.wait(60)
+        assert go_on.wait(PATIENCE)
         yield content[len(content) // 2 :]
 
     def send():
         address, headers = visitor.http.base_url, {"x-name": name, "x-session": visitor.facts["session"]}
-        replies.append(httpx.put(f"{address}file", content=pieces(), headers=headers))
+        replies.append(put(f"{address}file", content=pieces(), headers=headers))
 
     before = session.uploaded
     sender = threading.Thread(target=send)
     sender.start()
-    _until(lambda: session.uploaded > before)
+    wait_for(lambda: session.uploaded > before)
     try:
         yield replies
     finally:
         go_on.set()
-        sender.join(60)
+        sender.join(PATIENCE)
 
 
 def test_upload_that_breaks_off_leaves_nothing(served, visitor, session, media):
@@ -105,14 +98,14 @@ def test_upload_that_breaks_off_leaves_nothing(served, visitor, session, media):
 
     def pieces():
         yield bytes(9000)
-        _until(lambda: session.uploaded == 9000)
+        wait_for(lambda: session.uploaded == 9000)
         arrived.append(len(session.uploads))
         raise RuntimeError("the visitor leaves")
 
     with pytest.raises(RuntimeError, match="leaves"):
         visitor.http.put("file", content=pieces())
     assert arrived == [1]
-    _until(lambda: not session.uploads)
+    wait_for(lambda: not session.uploads)
     assert _room(served[0], visitor) == 0
     assert session.uploaded == 0  # what did not arrive takes nothing of the room allowed
     assert list(session.folder.iterdir()) == []

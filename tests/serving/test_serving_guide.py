@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -17,7 +16,9 @@ import pytest
 
 from medmvl.phantoms import draw_patient, write_dicom_series
 from medmvl.serving.server.settings import Limits
+from ports import free_port
 from serving.live import part, user
+from waiting import PATIENCE
 
 ROOT = Path(__file__).parents[2]
 GUIDE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
@@ -41,9 +42,7 @@ def place(tmp_path, model_folder) -> Path:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_guide_works_and_sigterm_answers_open_requests_first(place, media):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(free_port())
     command = next(line for line in blocks("bash")[0].splitlines() if "serve " in line)
     words = [*command.split()[1:], "--port", port, "--audit", "audit.jsonl"]
     short = tempfile.TemporaryDirectory()
@@ -84,7 +83,7 @@ def test_guide_works_and_sigterm_answers_open_requests_first(place, media):
 
 def _end_in_the_middle(server: subprocess.Popen[str], url: str, media: Path) -> None:
     """Send SIGTERM while an answer is streamed; the answer and the exit status must be whole."""
-    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60) as client:
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=PATIENCE) as client:
         pictures = part("image", media / "a.png"), {**part("volume", media / "a.npy"), "uuid": "Doe"}
         stream = client.chat.completions.create(
             model="model",
@@ -98,7 +97,7 @@ def _end_in_the_middle(server: subprocess.Popen[str], url: str, media: Path) -> 
         next(chunks)
         server.send_signal(signal.SIGTERM)
         assert list(chunks)[-1].choices[0].finish_reason in ("stop", "length")
-    assert server.wait(30) == 0
+    assert server.wait(PATIENCE) == 0
 
 
 def test_guide_states_the_defaults_of_all_limits():
@@ -115,6 +114,6 @@ def test_systemd_accepts_the_unit(tmp_path):
     unit = tmp_path / "medmvl-serve.service"
     text = (ROOT / "deploy" / "medmvl-serve.service").read_text(encoding="utf-8")
     unit.write_text(text.replace("/opt/medmvl/bin/medmvl", sys.executable))
-    run = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=60)
+    run = subprocess.run(["systemd-analyze", "verify", str(unit)], capture_output=True, text=True, timeout=PATIENCE)
     assert unit.name not in run.stderr
     assert "[Service]" in text
