@@ -92,7 +92,7 @@ def test_a_hub_that_never_answers_is_not_waited_for(source: Path, monkeypatch: p
         refuses(source, r"--resolve pretrained/qwen2-tiny=FOLDER")
         server.settimeout(0.0)
         server.accept()[0].close()  # it was asked
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
 
 
 def test_a_given_name_that_nothing_asks_for_is_said(source: Path) -> None:

@@ -141,6 +141,6 @@ def test_letter_is_read(text, letter):
 
 @pytest.mark.parametrize("piece", ["a, ", "a or ", "A and B ", "answer ", "not ", "(", " ", "1. ", "<think>", "\\["])
 def test_long_answers_are_read_in_time(piece):
-    start = time.perf_counter()
+    start = time.thread_time()  # what other programs take does not count
     stated_letter(piece * (20_000 // len(piece)), "abcd")
-    assert time.perf_counter() - start < 5
+    assert time.thread_time() - start < 5

@@ -57,7 +57,7 @@ def test_several_boxes_keep_their_order():
     "text", ["[" * 20_000, "[1" + " " * 20_000, "(1 1" + " " * 20_000, "1 " * 10_000, "x1=1 " * 4_000]
 )
 def test_long_answers_are_read_in_time(text):
-    start = time.perf_counter()
+    start = time.thread_time()  # what other programs take does not count
     for name in FORMATS:
         foreign_boxes(name)(text, SIZE)
-    assert time.perf_counter() - start < 5
+    assert time.thread_time() - start < 5

@@ -17,6 +17,7 @@ from medmvl.errors import BusyError
 from medmvl.experiments.compare import comparison
 from medmvl.experiments.compare.jobs import LOG, Job, medmvl_command, run_in_sequence, run_on_ray
 from medmvl.files import OutputLock
+from waiting import PATIENCE, wait_for
 
 
 def job(tmp_path, key, code="pass", **settings):
@@ -115,13 +116,11 @@ def test_what_is_shared_is_prepared_right_before_the_command(tmp_path):
 
 def test_ending_the_runner_ends_its_processes(tmp_path):
     started = tmp_path / "a" / "started"
-    code = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(60)"
+    code = f"import pathlib, time; pathlib.Path({str(started)!r}).touch(); time.sleep(600)"
 
     def end_soon():
-        for _ in range(200):
-            time.sleep(0.05)
-            if started.exists():
-                break
+        # Not before the job has started: until then SIGTERM would end pytest itself.
+        wait_for(started.exists, what="the job starts")
         os.kill(os.getpid(), signal.SIGTERM)
 
     killer = threading.Thread(target=end_soon)
@@ -132,20 +131,29 @@ def test_ending_the_runner_ends_its_processes(tmp_path):
         run_in_sequence([job(tmp_path, "a", code)], spent.append)
     assert [outcome.status for outcome in spent] == [-signal.SIGTERM]
     killer.join()
-    assert time.monotonic() - begun < 20
+    assert time.monotonic() - begun < 2 * PATIENCE  # the job alone would take far longer
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_orphaned_process_is_waited_for(tmp_path):
-    done = tmp_path / "a" / "finished"
-    code = f"import pathlib, time; time.sleep(2.5); pathlib.Path({str(done)!r}).touch()"
+    noticed, done = tmp_path / "noticed", tmp_path / "a" / "finished"
+    code = (  # it is at work until the runner has noticed it
+        "import pathlib, sys, time\n"
+        "while not pathlib.Path(sys.argv[1]).exists(): time.sleep(0.01)\n"
+        "pathlib.Path(sys.argv[2]).touch()"
+    )
     (tmp_path / "a").mkdir()
     with (tmp_path / "a" / LOG).open("ab") as log:  # as a runner that was killed leaves it
         fcntl.flock(log, fcntl.LOCK_EX)
-        orphan = subprocess.Popen([sys.executable, "-c", code], stdout=log)
+        orphan = subprocess.Popen([sys.executable, "-c", code, str(noticed), str(done)], stdout=log)
     said = []
+
+    def announce(text):
+        said.append(text)
+        noticed.touch()
+
     again = job(tmp_path, "a", "raise SystemExit(1)", done=done.exists)
-    [outcome] = run_in_sequence([again], lambda outcome: None, said.append)
+    [outcome] = run_in_sequence([again], lambda outcome: None, announce)
     assert orphan.wait() == 0
     assert outcome.skipped
     assert outcome.status == 0

@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -26,6 +25,7 @@ from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
 from processes import killed_before_step
 from stores import environment_of, folder_store
+from waiting import wait_for
 
 ROOT = Path(__file__).parents[2]
 
@@ -136,10 +136,9 @@ def test_read_ahead_keeps_the_order_and_looks_ahead():
     batches = [[1, 2], [3], [4, 5], [6]]
     seen = []
     for batch in ReadAhead(batches, fetched.append, ahead=2):
-        time.sleep(0.05)
         seen.append(list(batch))
-        if len(seen) == 1:
-            assert set(fetched) >= {1, 2, 3, 4, 5}
+        ahead = {number for batch in batches[: len(seen) + 2] for number in batch}
+        wait_for(lambda ahead=ahead: set(fetched) >= ahead, what="the next batches are fetched")
     assert seen == batches
     assert sorted(fetched) == [1, 2, 3, 4, 5, 6]
 
@@ -194,13 +193,9 @@ def test_killed_process_resumes_exactly_from_shards_on_s3(local, data_folder, tm
     process = subprocess.Popen(
         command, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, start_new_session=True
     )
-    deadline = time.monotonic() + 120
-    while (
-        process.poll() is None
-        and not (log.exists() and log.read_text().count("\n") >= 2)
-        and time.monotonic() < deadline
-    ):
-        time.sleep(0.005)
+    wait_for(
+        lambda: process.poll() is not None or (log.exists() and log.read_text().count("\n") >= 2), what="two steps"
+    )
     os.killpg(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     shutil.rmtree(tmp_path / "copies")
