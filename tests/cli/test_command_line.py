@@ -16,6 +16,7 @@ from medmvl.files import write_json
 from medmvl.inference import GenerationOptions
 from medmvl.inference.calibration import ABSTENTION
 from medmvl.inference.questions import question
+from medmvl.processing.stored_prompts import Prompt, StoredPrompts, TaskPrompts
 
 
 def run(capsys, monkeypatch, *arguments: str) -> tuple[int, str, str]:
@@ -235,6 +236,22 @@ def test_ask_says_how_sure_the_model_is(medmvl, model_folder, media, way):
     (expected,) = predictor.generate([encoded], GenerationOptions(256, num_beams=beams))
     assert row["confidence"] == pytest.approx(expected.confidence, rel=1e-3)
     assert row["answer"] == (ABSTENTION if "--abstain-below" in way else expected.text)
+
+
+def test_questions_of_a_checkpoint_are_listed(medmvl, tmp_path):
+    prompts = (Prompt("Is there \x1b[2Ja nodule?", ("No", "Yes")), Prompt("Write the report."))
+    StoredPrompts((TaskPrompts("vqa", "image", prompts),)).save(tmp_path)
+    status, out, _ = medmvl("checkpoint", "questions", tmp_path)
+    assert status == 0
+    first, closed, free = out.splitlines()
+    assert first == "vqa (image)"
+    assert closed.endswith("a nodule?  [No | Yes]")
+    assert "\x1b" not in closed  # a foreign folder does not write to the terminal as it likes
+    assert free == "  Write the report."
+    (tmp_path / "prompts.json").unlink()
+    status, _, err = medmvl("checkpoint", "questions", tmp_path)
+    assert status != 0
+    assert "stores no questions" in err
 
 
 def test_a_question_without_a_picture_is_answered_with_a_warning(medmvl, model_folder):

@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from medmvl import __version__
-from medmvl.cli import challenge, checkpoint, checkpoint_card, data_check, list_parts, predict
+from medmvl.cli import challenge, checkpoint, checkpoint_card, checkpoint_questions, data_check, list_parts, predict
 from medmvl.cli.ask import ask
 from medmvl.cli.compare import compare
 from medmvl.cli.data_audit import audit as data_audit
@@ -102,6 +102,7 @@ checkpoints.command()(checkpoint.convert)
 checkpoints.command()(checkpoint.export)
 checkpoints.command()(checkpoint.merge)
 checkpoints.command()(checkpoint.inspect)
+checkpoints.command()(checkpoint_questions.questions)
 checkpoints.command()(checkpoint.calibrate)
 checkpoints.command()(checkpoint_card.card)
 checkpoints.command()(checkpoint_card.push)
