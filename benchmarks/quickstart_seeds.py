@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,9 @@ FIGURES = {
     "nodules": Figure("closed questions about nodules, radiographs and CTs, accuracy"),
     "new wordings": Figure("closed questions in wordings that no training patient was asked in, accuracy"),
     "Chinese": Figure("closed questions in Chinese (radiographs), accuracy"),
+    "lobes": Figure(
+        "open questions about the lobe of a nodule or consolidation, share of answers that are right to the word"
+    ),
     "boxes": Figure("mean IoU"),
     "boxes - usual": Figure("mean IoU above that of `majority`, the usual place of each object"),
     "boxes - other": Figure("mean IoU above that under `shuffled`"),
@@ -56,6 +60,17 @@ def accuracy_of_group(benchmarks: Mapping[str, Any], grouping: str, group: str) 
     return sum(score["value"] * score["n"] for score in scores) / sum(score["n"] for score in scores)
 
 
+def right_lobes(folder: Path) -> float:
+    """Return the share of right answers to the open questions of both benchmarks that ask for a lobe."""
+    right = []
+    for name in ("phantom-2d", "phantom-ct"):
+        for line in (folder / "predictions" / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if re.fullmatch(r"(left|right) (upper|lower) lobe", row["answer"].lower()):
+                right.append(row["prediction"].lower().strip(" .") == row["answer"].lower())
+    return sum(right) / len(right)
+
+
 def figures(folder: Path) -> dict[str, float]:
     """Return the figures of one finished quickstart."""
     benchmarks = json.loads((folder / "results.json").read_text())["benchmarks"]
@@ -70,6 +85,7 @@ def figures(folder: Path) -> dict[str, float]:
     return {
         **closed_figures(radiographs, scans),
         **{name: accuracy_of_group(benchmarks, *group) for name, group in GROUPS.items()},
+        "lobes": right_lobes(folder),
         "boxes": box,
         "boxes - usual": box - boxes["majority"],
         "boxes - other": box - boxes["shuffled"],

@@ -60,6 +60,10 @@ def test_a_recipe_can_ask_for_texts_to_read_first(tmp_path):
     assert len(list(iter_jsonl(root / "text-only-patients.jsonl"))) == 6
     for kind, medium in (("radiograph", "image"), ("ct", "image3d")):
         captions = list(iter_jsonl(root / f"{kind}-captions.jsonl"))
+        described = list(iter_jsonl(root / f"{kind}-described.jsonl"))
+        assert [row["conversations"][1] for row in described] == [row["conversations"][1] for row in captions]
+        assert len({row["conversations"][0]["value"] for row in captions}) == 1
+        assert len({row["conversations"][0]["value"] for row in described}) == 2  # a request for each pair of patients
         closed = list(iter_jsonl(root / f"{kind}-closed.jsonl"))
         assert len({row[medium][0] for row in captions}) == len(captions) == 4
         media = root / ("slake" if kind == "radiograph" else "ct-rate")

@@ -31,6 +31,16 @@ _RADIOGRAPH = 96
 
 _DESCRIBE = "Describe."
 
+#: Ways to ask for all that is seen.
+_DESCRIPTIONS = (
+    _DESCRIBE,
+    "Describe the image.",
+    "What do you see?",
+    "Describe what you see.",
+    "What are the findings?",
+    "List the findings.",
+)
+
 #: A dialog about sides that is shorter gets choices as well: a patient may have no finding with a side.
 _FEW_TURNS = 4
 
@@ -141,29 +151,32 @@ def _shuffled(questions: Sequence[Question], rng: np.random.Generator) -> _Turns
 
 
 def write_captions(folder: Path, phantoms: Sequence[Phantom], radiographs: Path, scans: Path) -> None:
-    """Write `radiograph-captions.jsonl` and `ct-captions.jsonl`: every drawn training patient with its caption.
+    """Write every drawn training patient with its caption: on one request to pretrain on, and on many to answer later.
+
+    The files are `radiograph-captions.jsonl` and `ct-captions.jsonl`, `radiograph-described.jsonl` and `ct-described.jsonl`.
 
     Args:
         folder: where the files go.
         phantoms: the training patients, in the order in which they were written.
         radiographs, scans: converted training records, which name the pictures.
     """
-    for kind, records, key, placeholder in (
-        ("radiograph", radiographs, "image", IMAGE_PLACEHOLDER),
-        ("ct", scans, "image3d", VOLUME_PLACEHOLDER),
-    ):
-        rows = [
-            {
-                "id": f"{kind}-{phantom.patient}",
-                "conversations": [
-                    {"from": "human", "value": f"{placeholder}\n{_DESCRIBE}"},
-                    {"from": "gpt", "value": caption(phantom.findings, _NAMES[kind])},
-                ],
-                key: [path],
-            }
-            for phantom, path in zip(phantoms, dict.fromkeys(_media(records, key)), strict=True)
-        ]
-        write_jsonl(folder / f"{kind}-captions.jsonl", rows)
+    for kind, records, key in (("radiograph", radiographs, "image"), ("ct", scans, "image3d")):
+        pictures = list(dict.fromkeys(_media(records, key)))
+        for name, requests in (("captions", (_DESCRIBE,)), ("described", _DESCRIPTIONS)):
+            rows = (
+                _caption_row(kind, phantom, key, path, requests[phantom.index // 2 % len(requests)])
+                for phantom, path in zip(phantoms, pictures, strict=True)
+            )
+            write_jsonl(folder / f"{kind}-{name}.jsonl", rows)
+
+
+def _caption_row(kind: str, phantom: Phantom, key: str, path: str, request: str) -> dict[str, Any]:
+    placeholder = IMAGE_PLACEHOLDER if key == "image" else VOLUME_PLACEHOLDER
+    conversations = [
+        {"from": "human", "value": f"{placeholder}\n{request}"},
+        {"from": "gpt", "value": caption(phantom.findings, _NAMES[kind])},
+    ]
+    return {"id": f"{kind}-{phantom.patient}", "conversations": conversations, key: [path]}
 
 
 def write_closed(records: Path, path: Path) -> None:

@@ -74,5 +74,5 @@ class PhantomSection(Section):
     """Side of a radiograph in pixels."""
     text_only_patients: Annotated[int, Field(ge=0)] = 0
     """Number of patients described in words only (`phantoms/text-only-patients.jsonl`), from which an LLM with random weights
-    learns to answer. If there are any, the drawn patients also get `phantoms/{radiograph,ct}-captions.jsonl` and
+    learns to answer. If there are any, the drawn patients also get `phantoms/{radiograph,ct}-captions.jsonl`, `-described.jsonl` and
     `phantoms/{radiograph,ct}-closed.jsonl`."""
