@@ -6,11 +6,14 @@ import json
 
 import pytest
 import torch
+from PIL import Image as PILImage
 from safetensors.torch import load_file
 
+from medmvl.data.formats import write_records
 from medmvl.errors import DataError, RecipeError, TrainingError
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.processing import MedMVLProcessor
+from medmvl.processing.stored_prompts import read_prompts
 from medmvl.training.engine import callbacks
 from medmvl.training.engine.callbacks import Callback
 from medmvl.training.engine.dataset import TrainingDataset
@@ -21,7 +24,7 @@ from medmvl.training.run import train
 from medmvl.training.run_folder import read_log
 from processes import BeforeStep, PoisonLoss, killed_before_step
 
-from .conftest import CONNECTORS, EVERYTHING, RESNET
+from .conftest import CONNECTORS, EVERYTHING, RESNET, turns
 
 
 def weights(folder):
@@ -102,6 +105,29 @@ def test_a_checkpoint_can_start_another_recipe(recipe, tmp_path):
     assert all(torch.equal(after[key], before[key]) for key in after if "image.connector" not in key)
     with pytest.raises(RecipeError, match="finds no parameter; a name in this part is"):
         train(recipe({"train": {"volume_encoder": {"only": ["nothing"]}}}, model={"from": str(first)}), tmp_path / "c")
+
+
+def test_checkpoint_stores_the_questions_of_its_last_stage(recipe, tmp_path):
+    data = {}
+    for name, question in (("captions", "Describe."), ("vqa", "Is it bright?"), ("rare", "")):
+        PILImage.new("RGB", (20, 20)).save(tmp_path / "a.png")
+        rows = [
+            {"id": f"{n}", "image": ["a.png"], "conversations": turns(f"<image>\n{question or n}", "yes")}
+            for n in range(6)
+        ]
+        write_records(tmp_path / f"{name}.jsonl", rows)
+        data[name] = {"path": f"{name}.jsonl"}
+    stages = [{"data": {name: 1.0}, "max_steps": 1} for name in data]
+    train(recipe(*stages, data=data, data_root=str(tmp_path)), tmp_path / "run")
+    stored = [read_prompts(tmp_path / "run" / f"s{n}") for n in range(3)]
+    assert [prompt.text for one in stored for task in one.tasks for prompt in task.prompts] == [
+        "Describe.",
+        "Is it bright?",
+        "Is it bright?",  # this stage has no question of three patients
+    ]
+    again = recipe({"data": {"captions": 1.0}, "max_steps": 1}, data=data, data_root=str(tmp_path))
+    tuned = train({**again, "model": {"from": str(tmp_path / "run/s2")}}, tmp_path / "tuned")
+    assert [task.task for task in read_prompts(tuned).tasks] == ["captions"]
 
 
 def test_a_run_is_not_overwritten_nor_continued_with_other_settings(recipe, tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +59,29 @@ class StoredPrompts:
         tasks: empty if the folder holds no such file.
         images, volumes: most images and volumes of one training record; 0 if it is not known.
         synthetic: whether it was trained on phantoms drawn by this toolkit.
+        dialogs: whether a training record about a picture holds several questions; None if it is not known.
     """
 
     tasks: tuple[TaskPrompts, ...] = field(default=())
     images: int = 0
     volumes: int = 0
     synthetic: bool = False
+    dialogs: bool | None = None
+
+    def or_of(self, base: StoredPrompts) -> StoredPrompts:
+        """Return these prompts, or if there are none, those of the checkpoint that the training started from.
+
+        Questions of both are never mixed: the later training may have unlearned what only the earlier one asked.
+        """
+        if self.tasks:
+            return self
+        return replace(
+            base,
+            images=self.images or base.images,
+            volumes=self.volumes or base.volumes,
+            synthetic=self.synthetic,
+            dialogs=base.dialogs if self.dialogs is None else self.dialogs,
+        )
 
     def save(self, folder: Path) -> None:
         """Write the file into a checkpoint folder."""
@@ -85,7 +102,9 @@ def read_prompts(folder: Path) -> StoredPrompts:
             )
             for task in found["tasks"]
         )
-        return StoredPrompts(tasks, int(found["images"]), int(found["volumes"]), bool(found["synthetic"]))
+        dialogs = found.get("dialogs")  # checkpoints of before 2026-12 do not state it
+        counts = int(found["images"]), int(found["volumes"])
+        return StoredPrompts(tasks, *counts, bool(found["synthetic"]), None if dialogs is None else bool(dialogs))
     except Exception:  # a page without task buttons is better than none
         return StoredPrompts()
 
@@ -101,12 +120,16 @@ def collect_prompts(data: Iterable[tuple[str, Iterable[Sample]]], *, synthetic: 
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     answered: dict[str, set[str]] = defaultdict(set)
     images = volumes = 0
+    dialogs: bool | None = None
     for name, samples in data:
         for sample in samples:
             images, volumes = max(images, len(sample.images)), max(volumes, len(sample.volumes))
             key = (str(sample.extra.get("task") or name), _modality(sample))
             patient = str(sample.extra.get("patient") or sample.id)
-            for text, answer in _exchanges(sample):
+            exchanges = _exchanges(sample)
+            if key[1] != "text":
+                dialogs = bool(dialogs) or len(exchanges) > 1
+            for text, answer in exchanges:
                 asked[key][text].add(patient)
                 answers[text][answer] += 1
                 answered[answer].add(patient)
@@ -116,7 +139,7 @@ def collect_prompts(data: Iterable[tuple[str, Iterable[Sample]]], *, synthetic: 
         for (task, modality), texts in asked.items()
         if modality != "text" and (prompts := _frequent(texts, answers, common))
     ]
-    return StoredPrompts(tuple(tasks), images, volumes, synthetic)
+    return StoredPrompts(tuple(tasks), images, volumes, synthetic, dialogs)
 
 
 def _frequent(texts: dict[str, set[str]], answers: dict[str, Counter[str]], common: set[str]) -> tuple[Prompt, ...]:

@@ -16,7 +16,7 @@ from medmvl.data.read_options import ReadOptions
 from medmvl.data.roots import MediaRoots
 from medmvl.data.sample import Sample
 from medmvl.errors import RecipeError
-from medmvl.processing.stored_prompts import StoredPrompts, collect_prompts
+from medmvl.processing.stored_prompts import StoredPrompts, collect_prompts, read_prompts
 from medmvl.remote import is_url
 from medmvl.training.acceleration.deepspeed import LEVELS
 from medmvl.training.build import build
@@ -127,13 +127,13 @@ class StageContext:
         return write if isinstance(self.stage, LanguageStage) else write_model
 
     def prompts(self) -> StoredPrompts:
-        """Return the frequent questions of the data of this stage and of those that it builds on.
+        """Return the frequent questions of this stage's data; if it has none, those that its source stores.
 
-        They count as synthetic if any of these data is, or any that a base was trained on.
+        They count as synthetic if any data of this stage or of those that it builds on are, or any that a base was trained on.
         """
         synthetic = collect_training_data(self.recipe.to_dict(), self.stage.name).synthetic
-        data = ((name, _some(dataset)) for name, dataset in self.trained_on().items())
-        return collect_prompts(data, synthetic=synthetic)
+        data = ((name, _some(self._dataset(name))) for name in self.recipe.mixture(self.stage))
+        return collect_prompts(data, synthetic=synthetic).or_of(read_prompts(self.source))
 
     # --- data -----------------------------------------------------------------------------------------------------
 
