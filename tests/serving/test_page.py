@@ -18,6 +18,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import nibabel
@@ -37,8 +38,9 @@ from medmvl.serving.page import asking
 from medmvl.serving.page.app import POLICY
 from medmvl.serving.page.asking import Asking
 from medmvl.serving.page.conversation import boxes_in
-from medmvl.serving.page.explaining import coarser, finer
+from medmvl.serving.page.explaining import _factor, coarser, finer
 from medmvl.serving.page.models import PageModel
+from medmvl.serving.page.run import _facts
 from medmvl.serving.page.settings import LANGUAGES, PageSettings, read_passwords
 from medmvl.serving.page.study import save_ras
 from medmvl.serving.page.wording import words
@@ -227,12 +229,12 @@ def test_question_without_picture_needs_the_visitors_word(visitor):
 def test_conversation_that_is_too_long_loses_its_first_turns(served, visitor, media):
     visitor.send([media / "a.png"])
     with Talkative(served[0]):
-        turns = [visitor.ask("What is seen?")[-1]["turn"] for _ in range(2)]
+        turns = [visitor.ask("What is seen?", follow_up=True)[-1]["turn"] for _ in range(2)]
     assert [turn["left_out"] for turn in turns] == [0, 1]
     assert turns[1]["answers"][0]
 
 
-def test_second_turn_knows_the_first(served, visitor, media, monkeypatch):
+def test_follow_up_knows_the_first_turn_and_another_question_does_not(served, visitor, media, monkeypatch):
     visitor.send([media / "a.png"])
     monkeypatch.setattr(served[0].asking, "_settings", PageSettings(new_tokens=6))
     with Talkative(served[0]):
@@ -242,13 +244,16 @@ def test_second_turn_knows_the_first(served, visitor, media, monkeypatch):
         submit = scheduler.submit
         scheduler.submit = lambda job: (seen.append(job.rows[0].encoded["input_ids"]), submit(job))
         try:
-            visitor.ask("And the left lung?")
-            visitor.ask("And the left lung?", regenerate=True)
+            follow_up = visitor.ask("And the left lung?", follow_up=True)[-1]["turn"]
+            visitor.ask("And the left lung?", follow_up=True, regenerate=True)
+            alone = visitor.ask("And the left lung?", regenerate=True)[-1]["turn"]
         finally:
             del scheduler.submit
     tokenizer = served[0].asking.models[0].predictor.processor.tokenizer
     prompts = [tokenizer.decode(ids) for ids in seen]
-    assert all("What is seen?" in prompt and first["answers"][0] in prompt for prompt in prompts)
+    assert all("What is seen?" in prompt and first["answers"][0] in prompt for prompt in prompts[:2])
+    assert "What is seen?" not in prompts[2]
+    assert [turn["follow_up"] for turn in (first, follow_up, alone)] == [False, True, False]
     assert prompts[0] == prompts[1]  # asked again, the last turn is not part of its own history
     exported = visitor.http.post("export", json={"format": "json", "version": visitor.version}).json()
     assert [turn["text"] for turn in exported["turns"]] == ["What is seen?", "And the left lung?"]
@@ -559,6 +564,30 @@ def test_boxes_are_found_in_answers():
     assert found[0]["start"] == 5
 
 
+@pytest.mark.parametrize(
+    ("answer", "shown"),
+    [("Left upper lobe.", True), ("{<9><12><46><82>}", False), ("Both lungs are clear. The heart is enlarged.", False)],
+)
+def test_export_holds_the_confidence_of_a_short_answer(visitor, media, monkeypatch, answer, shown):
+    monkeypatch.setattr(PageModel, "final", lambda *_: answer)
+    visitor.send([media / "a.png"])
+    (turn,) = [visitor.ask("What is seen?")[-1]["turn"]]
+    assert turn["confidence_shown"] == [shown]
+    assert turn["confidences"][0] is not None  # programs get the number of every answer
+    for language in LANGUAGES:
+        request = {"format": "markdown", "version": visitor.version, "language": language}
+        text = visitor.http.post("export", json=request).text
+        assert (words(language)["confidence_means"] in text) == shown
+
+
+def test_conversation_is_the_default_only_if_the_model_has_learned_it():
+    models = [SimpleNamespace(name="m", predictor=SimpleNamespace(model=SimpleNamespace(towers=()))) for _ in range(3)]
+    for model, dialogs in zip(models, (True, False, None), strict=True):
+        model.prompts = StoredPrompts(dialogs=dialogs)
+    assert [_facts([model])["dialogs"] for model in models] == [True, False, False]
+    assert not _facts(models[:2])["dialogs"]
+
+
 def test_exports_hold_conversation_and_key_images(visitor, ct):
     visitor.send([ct])
     visitor.post("chances", text="Is there a [nodule](http://x)?", options=["Yes", "No"], version=visitor.version)
@@ -722,6 +751,11 @@ def test_finer_gives_every_voxel_the_value_of_its_block(shape):
     assert back.shape == shape
     again, _ = coarser(back, np.eye(4))
     assert np.allclose(again, blocks, atol=1e-6)
+
+
+def test_unlikely_texts_are_compared_by_a_factor():
+    logs = [(-1.0, -2.0), (-9.0, -9.5), (-9.0, -12.0), (-400.0, -900.0), (-12.0, -9.0), (-2000.0, -2000.0)]
+    assert [_factor(*pair) for pair in logs] == [None, "1.6", "20", "> 1000", "< 0.1", "1.0"]
 
 
 def test_coarse_maps_stay_in_their_place():

@@ -395,17 +395,40 @@ def test_boxes_of_an_answer_are_on_the_right_side_of_the_image(open_page, served
     load(tab, media / "a.png")
     ask(tab, "Where is the nodule?")
     image = tab.locator(".view").bounding_box()
-    boxes = [tab.locator(f"rect[data-box='{number}']").bounding_box() for number in (0, 1)]
+    boxes = [tab.locator(f"rect[data-box='{number}']").bounding_box() for number in (1, 2)]
     width = image["height"] * 48 / 40  # the image fills the view's height
     left = image["x"] + (image["width"] - width) / 2
     assert boxes[0]["x"] == pytest.approx(left + 0.6 * width, abs=4)
     assert boxes[0]["y"] == pytest.approx(image["y"] + 0.1 * image["height"], abs=4)
     assert boxes[1]["x"] == pytest.approx(left + 0.05 * width, abs=4)
-    tab.locator("rect[data-box='1']").dispatch_event("pointerdown")
-    tab.locator("rect[data-box='1'].chosen").wait_for()  # drawn with the next frame
-    assert "chosen" in tab.locator(".box-link").nth(1).get_attribute("class")
-    tab.locator(".box-link").nth(0).click()
-    tab.locator("rect[data-box='0'].chosen").wait_for()
+    tab.locator("rect[data-box='2']").dispatch_event("pointerdown")
+    tab.locator("rect[data-box='2'].chosen").wait_for()  # drawn with the next frame
+    ask(tab, "Where is the other one?")
+    assert tab.locator(".box-chip").all_text_contents() == ["▢ 1", "▢ 2", "▣ 3", "▣ 4"]
+    tab.locator(".box-chip").nth(0).click()
+    tab.locator("rect[data-box='1']").wait_for()
+    tab.locator(".box-chip").nth(2).click()
+    until(tab, "[...document.querySelectorAll('rect[data-box]')].map((one) => one.dataset.box).join() === '1,4'")
+    tab.click("#regenerate")
+    until(tab, "!document.querySelector('#regenerate').disabled")
+    assert tab.locator(".box-chip").all_text_contents() == ["▢ 1", "▢ 2", "▣ 3", "▣ 4"]
+    assert tab.locator(".confidence").count() == 0
+
+
+def test_question_is_asked_on_its_own_unless_it_is_a_follow_up(open_page, served, media, monkeypatch):
+    monkeypatch.setattr("medmvl.serving.page.models.PageModel.final", lambda *_: "Yes")
+    tab = open_page()
+    load(tab, media / "a.png")
+    assert not tab.is_checked("#follow-up")
+    for text in ("Is there a nodule?", "Is there an effusion?"):
+        ask(tab, text)
+    assert tab.locator(".confidence").first.text_content().startswith("confidence ")
+    assert not any(turn["follow_up"] for turn in exported(tab)["turns"])
+    tab.check("#follow-up")
+    assert "may mislead" in tab.text_content("#follow-up-note")
+    ask(tab, "On the left?")
+    assert [turn["follow_up"] for turn in exported(tab)["turns"]] == [False, False, True]
+    assert tab.locator(".note").last.text_content().startswith("Follow-up")
 
 
 def test_what_the_model_sees_is_shown_beside(open_page, ct):

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import math
+import re
 
 import torch
 from torch import Tensor
 from transformers import LogitsProcessor
+
+#: Most words of an answer whose confidence is shown to people: as many as a choice like "(b) It is not present" has.
+_FEW_WORDS = 5
+#: A word, or two Chinese characters.
+_WORD = re.compile(r"[\u4e00-\u9fff]{1,2}|[^\W\u4e00-\u9fff]+")
+#: A coordinate of a box.
+_COORDINATE = re.compile(r"<\d{1,3}>")
 
 
 class ChosenTokens(LogitsProcessor):
@@ -58,6 +66,15 @@ def beam_probabilities(scores: Tensor, lengths: list[int], length_penalty: float
     penalty = 1.0 if length_penalty is None else length_penalty
     pairs = zip(scores.tolist(), lengths, strict=True)
     return [math.exp(min(0.0, score * length**penalty)) for score, length in pairs]
+
+
+def is_telling(answer: str) -> bool:
+    """Whether the confidence of an answer tells people how sure the model is: of a few words without a box.
+
+    It is the probability of exactly these words. A report can be worded in many ways that mean the same, and a box has
+    neighbors that are as right: they share the probability, so that it is tiny however right the answer is.
+    """
+    return len(_WORD.findall(answer)) <= _FEW_WORDS and _COORDINATE.search(answer) is None
 
 
 def percent(probability: float) -> str:

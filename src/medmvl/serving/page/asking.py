@@ -49,8 +49,8 @@ class Asking:
         The events are `queue` (place, from 1), `piece` (of an answer; with `answer`, its number), and last `turn`.
 
         Args:
-            request: `version`, `text`; `regenerate` replaces the last turn; `without_picture` allows a question about
-                nothing; `compare` asks two models, `blind` in random order.
+            request: `version`, `text`; `regenerate` replaces the last turn; `follow_up` lets the model read the earlier
+                turns, else the question is asked on its own; `without_picture` allows a question about nothing; `compare` asks two models, `blind` in random order.
 
         Raises:
             PageError: if it is not answered.
@@ -64,8 +64,9 @@ class Asking:
         async with session.busy:
             version = session.version
             earlier = session.turns[:-1] if request.get("regenerate") else session.turns
-            turn = self._new_turn(text, request)
-            found = [self._row(session, earlier, model, text) for model in sorted(turn.order)]
+            turn, read = self._new_turn(text, request), _read_turns(earlier, request)
+            turn.follow_up = bool(read)
+            found = [self._row(session, read, model, text) for model in sorted(turn.order)]
             rows, turn.left_out = [row for row, _ in found], max(left_out for _, left_out in found)
             finished = False
             try:
@@ -93,7 +94,7 @@ class Asking:
         """Return a finished turn of a closed question: the probabilities of its options, the most likely as the answer.
 
         Args:
-            request: `version`, `text`, `options`.
+            request: `version`, `text`, `options`, `follow_up`.
 
         Raises:
             PageError: if it is not answered.
@@ -106,13 +107,15 @@ class Asking:
             raise PageError(400, "A closed question has 2 to 20 options.", "options")
         options = [str(option).strip()[:200] for option in options]
         version = session.version
-        left_out = self._too_long(session, session.turns, 0, text)
-        sample = self._sample(session, session.turns[left_out:], 0, text)
+        read = _read_turns(session.turns, request)
+        left_out = self._too_long(session, read, 0, text)
+        sample = self._sample(session, read[left_out:], 0, text)
         visual = self.models[0].visual(session.studies, 0)
         found = await self.analyze(self.models[0].chances, sample, options, visual)
         session.check(version)
         best = max(found, key=lambda option: found[option])
-        turn = Turn(text, answers=[best], confidences=[found[best]], chances=found, left_out=left_out)
+        turn = Turn(text, answers=[best], confidences=[found[best]], chances=found)
+        turn.follow_up, turn.left_out = bool(read), left_out
         if self._withhold(turn, 0):
             turn.chances = None  # they tell the answer
         session.turns = [*session.turns, turn]
@@ -238,6 +241,11 @@ def find_turn(session: Session, name: Any) -> Turn:
     if turn is None:
         raise PageError(404, "There is no such answer any more.", "changed")
     return turn
+
+
+def _read_turns(earlier: Sequence[Turn], request: dict[str, Any]) -> Sequence[Turn]:
+    """Return the earlier turns that the model reads with a question; none unless the visitor asks for a follow-up."""
+    return earlier if request.get("follow_up") is True else ()
 
 
 def _require_picture(session: Session, request: dict[str, Any]) -> None:

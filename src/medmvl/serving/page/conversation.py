@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_ALIAS, VOLUME_PLACEHOLDER, Message, Sample
+from medmvl.inference.confidence import is_telling
 from medmvl.inference.questions import question
 from medmvl.serving.page.errors import PageError
 
@@ -30,6 +31,7 @@ class Turn:
             withheld answer is kept nowhere: its text is empty.
         chances: option -> probability, for a closed question; None for another one, or if the answer is withheld.
         order: which model is shown first in a blind comparison.
+        follow_up: whether the model also read earlier turns; else the question was asked on its own.
         left_out: earlier turns that the model did not read, because the conversation is longer than it reads.
         preferred: "first", "second", "same" or "neither" of a comparison; None before it was chosen.
         id: names the turn in later requests.
@@ -42,6 +44,7 @@ class Turn:
     withheld: list[float | None] = field(default_factory=lambda: [None])
     chances: dict[str, float] | None = None
     order: tuple[int, ...] = (0,)
+    follow_up: bool = False
     left_out: int = 0
     preferred: str | None = None
     id: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -53,9 +56,11 @@ class Turn:
             "text": self.text,
             "answers": [self.answers[place] for place in self.order],
             "confidences": [self.confidences[place] for place in self.order],
+            "confidence_shown": [is_telling(self.answers[place]) for place in self.order],
             "withheld": [self.withheld[place] for place in self.order],
             "boxes": [boxes_in(self.answers[place]) for place in self.order],
             "stopped": self.stopped,
+            "follow_up": self.follow_up,
             "left_out": self.left_out,
             "chances": self.chances,
         }

@@ -28,6 +28,8 @@ from medmvl.serving.page.study import VIEW_IMAGE, VIEW_VOLUME, save_ras
 _LONGEST_MAP = 96
 #: Maps of a session that are kept.
 _MOST_MAPS = 100
+#: Least probability that is shown as a number, and the largest factor.
+_LEAST_TELLING, _MOST_FACTOR = 0.001, 1000
 _PLANES = ("sagittal", "coronal", "axial")
 
 
@@ -113,7 +115,7 @@ def _checked(session: Session, request: dict[str, Any]) -> tuple[Turn, OpenStudy
 def _conversation(session: Session, turn: Turn, study: OpenStudy) -> tuple[tuple[Message, ...], str]:
     """Return the conversation up to a turn's question as the model read it, and the name of a study among its inputs."""
     kinds = [other.kind for other in session.studies]
-    earlier = session.turns[turn.left_out : session.turns.index(turn)]
+    earlier = session.turns[turn.left_out : session.turns.index(turn)] if turn.follow_up else []
     sample = conversation(earlier, 0, turn.text, kinds.count("image"), kinds.count("volume"))
     index = [other for other in session.studies if other.kind == study.kind].index(study)
     return sample.messages, f"{study.kind}:{index}"
@@ -142,14 +144,14 @@ def _written(folder: Path, evidence: Evidence) -> tuple[dict[str, Any], Path]:
         picture = PIL.Image.fromarray(np.rint(share * 255).astype(np.uint8))
         picture.thumbnail((2 * _LONGEST_MAP, 2 * _LONGEST_MAP))
         picture.save(path)
+    neutral = evidence.neutral_log_probability
     facts = {
         "id": name,
         "preview": evidence.is_preview,
         "sentence": evidence.sentence,
         "probability": float(np.exp(evidence.log_probability)),
-        "neutral": None
-        if evidence.neutral_log_probability is None
-        else float(np.exp(evidence.neutral_log_probability)),
+        "neutral": None if neutral is None else float(np.exp(neutral)),
+        "factor": None if neutral is None else _factor(evidence.log_probability, neutral),
         "top": top,
         "scale": evidence.scale,
         "doubts": evidence.doubts,
@@ -158,6 +160,19 @@ def _written(folder: Path, evidence: Evidence) -> tuple[dict[str, Any], Path]:
         "peak": [(place + 0.5) / length for place, length in zip(evidence.peak, evidence.heat.shape, strict=True)],
     }
     return facts, path
+
+
+def _factor(log_probability: float, neutral: float) -> str | None:
+    """Return how many times as likely as with a neutral picture a sentence is; None if its probability tells more.
+
+    A long text is always unlikely in exactly its words: "< 0.1 %" with the picture and without would tell nothing.
+    """
+    if np.exp(log_probability) >= _LEAST_TELLING:
+        return None
+    factor = np.exp(np.clip(log_probability - neutral, -100, 100))
+    if factor >= _MOST_FACTOR:
+        return f"> {_MOST_FACTOR}"
+    return "< 0.1" if factor < 0.1 else f"{factor:.{0 if factor >= 10 else 1}f}"
 
 
 def coarser(

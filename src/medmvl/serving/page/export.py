@@ -76,15 +76,18 @@ def _lines(content: dict[str, Any], known: Mapping[str, str]) -> list[tuple[str,
     lines: list[tuple[str, str]] = []
     for turn in content["turns"]:
         lines.append(("question", turn["text"]))
-        answers = zip(turn["models"], turn["answers"], turn["confidences"], turn["withheld"], strict=True)
-        for name, answer, confidence, threshold in answers:
+        keys = ("models", "answers", "confidences", "confidence_shown", "withheld")
+        for name, answer, confidence, shown, threshold in zip(*(turn[key] for key in keys), strict=True):
             label = f"{name}: " if len(turn["models"]) > 1 else ""
             if threshold is not None:
                 lines.append(("answer", label + withheld(confidence, threshold, known)))
                 continue
             lines.append(("answer", label + (answer or known["empty_answer"])))
-            if confidence is not None and not turn["chances"]:
-                lines.append(("note", f"{known['confidence']}: {confidence:.3g}"))
+            if confidence is not None and shown and not turn["chances"]:
+                number = known["confidence_of"].format(percent=percent(confidence))
+                lines.append(("note", f"{number} ({known['confidence_means']})"))
+        if turn["follow_up"]:
+            lines.append(("note", known["followed"]))
         if turn["stopped"]:
             lines.append(("note", known["stopped"]))
         if turn["chances"]:

@@ -143,7 +143,9 @@ def _notes(heat: HeatMap | None, known: Mapping[str, str]) -> tuple[str, ...]:
         known["heat_of"].format(sentence=facts["sentence"]),
         known["evidence_preview" if facts["preview"] else "evidence_occlusion"],
     ]
-    if facts["neutral"] is not None:
+    if facts["factor"] is not None:
+        notes.append(known["evidence_factor"].format(factor=facts["factor"]))
+    elif facts["neutral"] is not None:
         numbers = {"probability": percent(facts["probability"]), "neutral": percent(facts["neutral"])}
         notes.append(known["evidence_numbers"].format(**numbers))
     return *notes, *(known[f"evidence_{doubt}"] for doubt in facts["doubts"])

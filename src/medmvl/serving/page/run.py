@@ -54,6 +54,8 @@ def _facts(models: Sequence[PageModel]) -> dict[str, Any]:
             if task.modality in towers
         ],
         "several": {"image": first.prompts.images, "volume": first.prompts.volumes},
+        # Each question is asked on its own unless conversations are known to be what the models have learned.
+        "dialogs": all(model.prompts.dialogs is True for model in models),
         "synthetic": any(model.prompts.synthetic for model in models),
     }
 

@@ -1,6 +1,7 @@
 // The conversation: questions, streamed answers, closed questions, boxes in answers, comparison of two models.
 
 import { follow, post } from "./api.js";
+import { Boxes } from "./boxes.js";
 import { byId, make, press, show } from "./dom.js";
 import { percent, word, wordOfRefusal } from "./words.js";
 
@@ -11,6 +12,8 @@ export class Chat {
   constructor(options) {
     this.options = options;
     this.turns = [];
+    this.boxes = new Boxes(options.stage);
+    byId("follow-up").checked = options.facts.dialogs;
     this.connect();
     this.reset();
   }
@@ -19,7 +22,7 @@ export class Chat {
   reset() {
     this.stop();
     this.turns = [];
-    this.chosen = null;
+    this.boxes.reset();
     byId("turns").replaceChildren();
     show(byId("chat-hint"), true);
     this.offerTasks();
@@ -39,6 +42,7 @@ export class Chat {
     byId("stop").addEventListener("click", () => this.stop());
     byId("regenerate").addEventListener("click", () => this.regenerate());
     byId("options").addEventListener("input", () => this.offerOptions());
+    byId("follow-up").addEventListener("change", () => this.warnOfFollowUp());
     byId("compare").addEventListener("click", () => press(byId("compare"), !this.comparing));
     show(byId("compare-row"), this.options.facts.models > 1);
   }
@@ -96,6 +100,11 @@ export class Chat {
     show(byId("closed-note"), this.closedOptions().length > 1);
   }
 
+  /** Warn of follow-up questions where the model is not known to have learned conversations. */
+  warnOfFollowUp() {
+    show(byId("follow-up-note"), byId("follow-up").checked && !this.options.facts.dialogs);
+  }
+
   ready() {
     const busy = Boolean(this.running);
     show(byId("stop"), busy);
@@ -124,7 +133,8 @@ export class Chat {
     const options = regenerate ? [] : this.closedOptions();
     const compare = this.comparing && options.length < 2;
     const request = { version, text, regenerate, without_picture: without, compare, blind: byId("blind").checked };
-    if (regenerate) this.turns.pop().element.remove();
+    request.follow_up = byId("follow-up").checked;
+    if (regenerate) this.removeLast();
     show(byId("chat-hint"), false);
     const entry = this.newEntry(text, compare ? 2 : 1);
     this.ready();
@@ -138,6 +148,12 @@ export class Chat {
       if (this.running === running) this.running = null;
       this.ready();
     }
+  }
+
+  removeLast() {
+    const last = this.turns.pop();
+    this.boxes.forget(last);
+    last.element.remove();
   }
 
   clearField() {
@@ -176,38 +192,38 @@ export class Chat {
   finish(entry, turn) {
     entry.turn = turn;
     this.turns.push(entry);
+    if (turn.boxes.flat().length) this.boxes.hideAll();
     entry.answers.forEach((element, number) => {
       element.classList.remove("streaming");
       this.showAnswer(entry, element, number);
     });
-    const forgotten = turn.left_out ? word("left_out", { count: turn.left_out }) : "";
-    entry.note.textContent = turn.stopped ? word("stopped") : forgotten;
+    const notes = [turn.stopped && word("stopped"), turn.follow_up && word("followed")];
+    if (turn.left_out) notes.push(word("left_out", { count: turn.left_out }));
+    entry.note.textContent = notes.filter(Boolean).join(" ");
     if (turn.chances) this.showChances(entry);
     if (entry.answers.length > 1) this.offerPreference(entry);
     this.offerExplanation(entry);
-    if (turn.boxes.flat().length) this.choose(entry, -1);
+    this.boxes.draw();
     entry.element.scrollIntoView({ block: "end" });
   }
 
-  /** Write an answer; the text of each box is a button that marks the box on the picture. */
+  /** Write an answer; in place of a box is its chip. */
   showAnswer(entry, element, number) {
     const { turn } = entry;
     const text = turn.answers[number];
     const parts = [];
     let place = 0;
-    turn.boxes[number].forEach((found, index) => {
-      const order = turn.boxes.slice(0, number).flat().length + index;
-      const choose = () => this.choose(entry, order);
-      parts.push(text.slice(place, found.start));
-      parts.push(make("button", { class: "box-link", type: "button", onclick: choose }, `▣ ${order + 1}`));
-      place = found.end;
-    });
+    for (const { box, start, end } of turn.boxes[number]) {
+      parts.push(text.slice(place, start), this.boxes.add(box, entry));
+      place = end;
+    }
     parts.push(text.slice(place));
     element.replaceChildren(...parts.filter((part) => part !== ""));
     if (!text.trim()) element.replaceChildren(make("em", {}, withheld(turn, number) ?? word("empty_answer")));
     const confidence = turn.confidences[number];
-    if (confidence !== null && !turn.chances && !withheld(turn, number)) {
-      element.append(make("span", { class: "confidence", title: word("confidence_means") }, percent(confidence)));
+    if (confidence !== null && turn.confidence_shown[number] && !turn.chances && !withheld(turn, number)) {
+      const label = word("confidence_of", { percent: percent(confidence) });
+      element.append(make("span", { class: "confidence", title: word("confidence_means") }, label));
     }
   }
 
@@ -218,7 +234,7 @@ export class Chat {
       const shown = make("span", { class: "chance" }, percent(chance));
       return make("div", { class: "option" }, make("span", { class: "option-name" }, option), bar, shown);
     });
-    entry.answers[0].after(make("div", { class: "chances" }, ...bars));
+    entry.answers[0].after(make("div", { class: "chances", title: word("chances_mean") }, ...bars));
   }
 
   offerPreference(entry) {
@@ -239,23 +255,6 @@ export class Chat {
     const place = make("div", { class: "explanation" });
     const explain = () => this.options.onExplain(entry.turn, place);
     entry.element.append(make("button", { class: "explain", type: "button", onclick: explain }, word("explain")), place);
-  }
-
-  /** Show the boxes of a turn on the picture, one of them strongly. */
-  choose(entry, number) {
-    this.chosen = entry;
-    const boxes = entry.turn.boxes.flat();
-    this.options.stage.view?.setBoxes?.(boxes, number);
-    for (const link of byId("turns").querySelectorAll(".box-link")) link.classList.remove("chosen");
-    if (number >= 0) entry.element.querySelectorAll(".box-link")[number]?.classList.add("chosen");
-  }
-
-  /** A box on the picture was clicked. */
-  boxClicked(number) {
-    if (this.chosen) {
-      this.choose(this.chosen, number);
-      this.chosen.element.scrollIntoView({ block: "nearest" });
-    }
   }
 
   failed(entry, error, version) {

@@ -2,7 +2,7 @@
 
 import { follow, load } from "./api.js";
 import { byId, make, makeSvg, show } from "./dom.js";
-import { percent, word, wordOfRefusal } from "./words.js";
+import { clock, percent, word, wordOfRefusal } from "./words.js";
 
 const BAR_HEIGHT = 44;
 
@@ -54,14 +54,20 @@ export class EvidencePanel {
     const cancel = make("button", { type: "button", onclick: () => this.reset() }, word("cancel"));
     say.replaceChildren(bar, text, cancel);
     const study = (this.study = this.options.stage.active);
+    this.progress = "";
+    let begun = null;
     const request = { version: this.options.version(), turn: turn.id, method, study };
     if (sentence) request.sentence = sentence;
     const waiting = [];
     const on = (event) => {
       if (event.progress) {
         const [done, total] = event.progress;
+        begun ??= performance.now(); // before, it waited for others
         bar.value = done / Math.max(total, 1);
-        text.textContent = word("explaining", { done, total });
+        this.progress = progressOf(done, total, (performance.now() - begun) / 1000);
+        const count = total > 1 ? `${word("explaining", { done, total })} · ` : "";
+        text.textContent = count + this.progress;
+        this.markProgress();
       } else if (event.map) {
         waiting.push(this.showMap(event.map, running));
       }
@@ -100,7 +106,9 @@ export class EvidencePanel {
     const map = this.shown;
     if (!map) return [];
     const lines = [make("div", { class: map.preview ? "warning-text" : "" }, word(map.preview ? "evidence_preview" : "evidence_occlusion"))];
-    if (map.neutral !== null) {
+    if (map.factor !== null) {
+      lines.push(make("div", {}, word("evidence_factor", { factor: map.factor })));
+    } else if (map.neutral !== null) {
       const numbers = { probability: percent(map.probability), neutral: percent(map.neutral) };
       lines.push(make("div", {}, word("evidence_numbers", numbers)));
     }
@@ -119,11 +127,18 @@ export class EvidencePanel {
     const parts = [opacity];
     if (this.shown.slices.length > 1) parts.push(make("span", { class: "quiet" }, word("heat_bars")), this.bars());
     if (this.shown.preview) parts.push(make("span", { class: "tag" }, word("explain_preview")));
-    if (!this.shown.final) parts.push(make("span", { class: "quiet" }, word("evidence_coarse")));
+    this.coarse = this.shown.final ? null : make("span", { class: "tag", role: "status" });
+    if (this.coarse) parts.push(this.coarse);
     parts.push(make("button", { onclick: () => this.reset() }, word("heat_hide")));
     byId("heat").replaceChildren(...parts);
     show(byId("heat"), true);
+    this.markProgress();
     this.markSlice();
+  }
+
+  /** Write beside a coarse map how far the finer one is. */
+  markProgress() {
+    if (this.coarse) this.coarse.textContent = word("evidence_coarse", { progress: this.progress });
   }
 
   /** Write the controls in the present language. */
@@ -159,6 +174,14 @@ export class EvidencePanel {
       this.mark.setAttribute("x", view.slice(this.shown.plane).number - 1);
     }
   }
+}
+
+/** Return the share that is done and, once it can be told, the time left. */
+function progressOf(done, total, seconds) {
+  const share = done / Math.max(total, 1);
+  const parts = [`${Math.round(100 * share)} %`];
+  if (done && seconds > 2) parts.push(word("time_left", { time: clock((seconds * (total - done)) / done) }));
+  return parts.join(", ");
 }
 
 /** Split an answer into sentences, in English and Chinese. */

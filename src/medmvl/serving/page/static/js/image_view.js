@@ -44,10 +44,9 @@ export class ImageView extends View {
     this.redraw();
   }
 
-  /** Draw the boxes of an answer: [{box: [x1, y1, x2, y2] in shares}]; `chosen` is drawn strongly. */
-  setBoxes(boxes, chosen = -1) {
+  /** Draw boxes: [{box: [x1, y1, x2, y2] in shares, number, color: a class, chosen: whether it is drawn strongly}]. */
+  setBoxes(boxes) {
     this.boxes = boxes;
-    this.chosen = chosen;
     this.redraw();
   }
 
@@ -119,9 +118,9 @@ export class ImageView extends View {
 
   drawMarks(rect) {
     const parts = [];
-    this.boxes.forEach(({ box: [x1, y1, x2, y2] }, number) => {
+    for (const { box: [x1, y1, x2, y2], number, color, chosen } of this.boxes) {
       const shape = makeSvg("rect", {
-        class: number === this.chosen ? "box chosen" : "box",
+        class: `box ${color}${chosen ? " chosen" : ""}`,
         x: rect.x + x1 * rect.w,
         y: rect.y + y1 * rect.h,
         width: Math.max((x2 - x1) * rect.w, 2),
@@ -132,9 +131,9 @@ export class ImageView extends View {
         event.stopPropagation();
         this.options.onBox(number);
       });
-      const label = { class: "box-number", x: rect.x + x1 * rect.w + 4, y: rect.y + y1 * rect.h + 14 };
-      parts.push(shape, makeSvg("text", label, String(number + 1)));
-    });
+      const label = { class: `box-number ${color}`, x: rect.x + x1 * rect.w + 4, y: rect.y + y1 * rect.h + 14 };
+      parts.push(shape, makeSvg("text", label, String(number)));
+    }
     parts.push(...this.sideLetters(rect));
     this.marks.replaceChildren(...parts);
   }

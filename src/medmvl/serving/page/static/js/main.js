@@ -63,13 +63,13 @@ function start(facts) {
   version = facts.version;
   let chat = null;
   let evidence = null;
-  const stage = new Stage({ onBox: (number) => chat.boxClicked(number) });
+  const stage = new Stage({ onBox: (number) => chat.boxes.clicked(number) });
   const onExplain = (turn, place) => evidence.offer(turn, place);
   chat = new Chat({ facts, stage, version: () => version, onExplain });
   evidence = new EvidencePanel({ stage, chat, version: () => version });
   stage.options.onRefreshed = () => {
     evidence.reapply();
-    if (chat.chosen) chat.choose(chat.chosen, -1);
+    chat.boxes.draw();
   };
   const keep = new Keep({ stage, chat, version: () => version });
   const opening = new Opening({

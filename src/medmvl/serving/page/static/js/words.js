@@ -38,6 +38,12 @@ export function wordOfRefusal(error) {
 /** Return the present language. */
 export const currentLanguage = () => language;
 
+/** Return seconds as minutes and seconds. */
+export function clock(seconds) {
+  const whole = Math.round(seconds);
+  return `${Math.floor(whole / 60)}:${String(whole % 60).padStart(2, "0")}`;
+}
+
 /** Return a probability as text; rounding must not make it impossible or certain. */
 export function percent(share) {
   if (share < 0.001) return "< 0.1 %";
