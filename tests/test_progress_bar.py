@@ -7,6 +7,7 @@ import pty
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,6 +72,18 @@ def test_only_the_last_minutes_count(clock):
         clock.now += 10
         bar.advance()
     assert bar.seconds_left == pytest.approx((10_000 - 1100) * 10)
+
+
+def test_waiting_shows_the_time_on_a_terminal(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(progress_bar, "DELAY", 0.01)
+    monkeypatch.setattr(progress_bar._DISPLAY, "add", lambda bar: drawn.append((bar.title, describe(bar))) or 1)
+    monkeypatch.setattr(progress_bar._DISPLAY, "remove", drawn.append)
+    for shown in (False, True):
+        monkeypatch.setattr(progress_bar, "is_shown", lambda: shown)  # noqa: B023
+        with progress_bar.waiting("loading"):
+            time.sleep(0.1)
+    assert drawn == [("loading", "0:00:00 so far"), 1]
 
 
 def test_unknown_total_shows_the_time_that_has_passed(clock):

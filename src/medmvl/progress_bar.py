@@ -104,6 +104,23 @@ def progress_bar(title: str, total: int | None = None, *, percent: bool = False)
         bar.close()
 
 
+@contextmanager
+def waiting(title: str) -> Iterator[None]:
+    """Show a title and the time that has passed, for work that cannot be counted, such as loading a model."""
+    bar = Bar(title)
+    timer = threading.Timer(DELAY, bar.update, [0])
+    timer.daemon = True
+    if is_shown():
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        if timer.ident is not None:
+            timer.join()  # it may be about to draw
+        bar.close()
+
+
 def track(items: Iterable[T], title: str, total: int | None = None) -> Iterator[T]:
     """Yield the items, with a bar that counts those that are finished.
 
@@ -185,7 +202,7 @@ def _new_progress() -> Progress:
 def describe(bar: Bar) -> str:
     """Return the text behind a bar, such as "12/40  0:01:20 left"."""
     if bar.total is None:
-        parts = [f"{bar.done:,}", f"{_clock(bar.seconds)} so far"]
+        parts = [f"{bar.done:,}" if bar.done else "", f"{_clock(bar.seconds)} so far"]
     else:
         share = f"{100 * bar.done / max(1, bar.total):.0f} %"
         left = bar.seconds_left

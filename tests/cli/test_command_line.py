@@ -12,9 +12,11 @@ import pytest
 
 from medmvl import Predictor
 from medmvl.cli import main as command_line
+from medmvl.cli.ask import _print_stream
 from medmvl.files import write_json
 from medmvl.inference import GenerationOptions
 from medmvl.inference.calibration import ABSTENTION
+from medmvl.inference.engine import Answer
 from medmvl.inference.questions import question
 from medmvl.processing.stored_prompts import Prompt, StoredPrompts, TaskPrompts
 
@@ -223,6 +225,25 @@ def test_ask_prints_the_answer(medmvl, model_folder, media):
     assert out.endswith("\n")
     assert "No picture" not in err
     assert re.search(r"^  \(confidence (< 0\.1|> 99\.9|\d+\.\d) %\)$", err, re.MULTILINE)
+
+
+@pytest.mark.parametrize(("text", "printed"), [("Yes", True), ("{<1><2><3><4>}", False)])
+def test_ask_prints_the_confidence_of_short_answers(capsys, text, printed):
+    def stream():
+        yield text
+        return Answer(text, [1], 0.5)
+
+    _print_stream(stream())
+    out, err = capsys.readouterr()
+    assert out == f"{text}\n"
+    assert err == ("  (confidence 50.0 %)\n" if printed else "")
+
+
+@pytest.mark.parametrize("command", ["demo", "serve"])
+def test_server_says_at_once_what_it_loads(medmvl, command):
+    status, _, err = medmvl(command, "--model", "nowhere", "--port", "0")
+    assert status == 2
+    assert err.startswith("Loading nowhere …")
 
 
 @pytest.mark.parametrize("way", [[], ["--num-beams", 2], ["--abstain-below", "1"]])

@@ -38,8 +38,7 @@ def ask(
 ) -> None:
     """Ask a model about images or volumes; each question is answered on its own."""
     from medmvl.files import check_output
-    from medmvl.inference import Predictor
-    from medmvl.inference.confidence import rounded
+    from medmvl.progress_bar import waiting
 
     check_questions(questions)
     if out is not None:
@@ -47,7 +46,11 @@ def ask(
     images, volumes = visual_files(image or [], volume or [])
     if not images and not volumes:
         typer.echo("No picture was given (--image, --volume): the model answers without seeing anything.", err=True)
-    predictor = Predictor.from_pretrained(model, device=device, dtype=dtype, template=template)
+    with waiting(f"loading {model.name}"):  # the imports take a part of the time
+        from medmvl.inference import Predictor
+        from medmvl.inference.confidence import rounded
+
+        predictor = Predictor.from_pretrained(model, device=device, dtype=dtype, template=template)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "num_beams": num_beams}
     options["abstain_below"] = o.confidence(abstain_below)
     rows = []
@@ -83,8 +86,8 @@ def visual_files(images: list[Path], volumes: list[Path]) -> tuple[list[str], li
 
 
 def _print_stream(stream: Generator[str, None, Answer]) -> Answer:
-    """Print an answer while it is generated, then its confidence: not to the standard output, which is the answer alone."""
-    from medmvl.inference.confidence import percent
+    """Print an answer while it is generated, then its confidence if it is telling: not to the standard output, which is the answer alone."""
+    from medmvl.inference.confidence import is_telling, percent
 
     begun = False
 
@@ -96,7 +99,8 @@ def _print_stream(stream: Generator[str, None, Answer]) -> Answer:
 
     answer = _at_its_end(stream, show)
     typer.echo()
-    typer.echo(f"  (confidence {percent(answer.confidence)})", err=True)
+    if answer.withheld is not None or is_telling(answer.text):
+        typer.echo(f"  (confidence {percent(answer.confidence)})", err=True)
     return answer
 
 

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from medmvl.cli import options as o
+from medmvl.cli.loading import announce_loading
 
 
 def demo(
@@ -33,6 +34,7 @@ def demo(
     device: o.Device = None,
 ) -> None:
     """Serve a web page: open an image or a CT, look at it, ask questions."""
+    announce_loading(model, *([compare] if compare else []))
     from medmvl.files import existing_folder
     from medmvl.serving.page.run import run_page
     from medmvl.serving.page.settings import PageSettings, read_passwords

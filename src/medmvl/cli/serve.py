@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from medmvl.cli import options as o
+from medmvl.cli.loading import announce_loading
 
 
 def serve(
@@ -53,6 +54,7 @@ def serve(
     device: o.Device = None,
 ) -> None:
     """Serve a model to OpenAI's clients: questions about images and volumes over HTTP."""
+    announce_loading(model)
     from medmvl.errors import RecipeError
     from medmvl.files import existing, existing_file
     from medmvl.serving.model_names import model_names
