@@ -132,6 +132,14 @@ def test_every_edge_of_a_slice_has_its_letter(seeing, scan, monkeypatch):
     assert (np.asarray(overlay(found)) != np.asarray(bare)).any()
 
 
+def test_middle_slices_are_shown_if_no_place_matters(seeing, scan):
+    found = seeing.explain("Is there one?", volumes=[scan[0]], answer="Yes")
+    corner = np.zeros_like(found.heat)
+    corner[0, 0, 0] = 0.5
+    assert replace(found, heat=corner).focus == (0, 0, 0)
+    assert replace(found, heat=corner / 10).focus == tuple(length // 2 for length in corner.shape)
+
+
 def test_labels_can_be_read_on_white():
     picture = Image.new("RGB", (60, 30), "white")
     legend.label(ImageDraw.Draw(picture), (5, 15), "L", "lm")
@@ -163,6 +171,8 @@ def test_question_sentence_numbers_and_scale_stand_below_the_picture(seeing, mon
         (0.5, -1.0, -1.3, ()),
         (0.5, -1.0, -1.2, ("hardly",)),
         (0.5, -1.0, -0.5, ("hardly",)),
+        (0.11, -1.0, -2.0, ()),
+        (0.09, -1.0, -2.0, ("none",)),
         (0.0, -1.0, -2.0, ("none",)),
         (-0.2, -800.0, -799.0, ("hardly", "none")),
     ],

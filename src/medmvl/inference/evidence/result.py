@@ -17,7 +17,8 @@ from medmvl.inference.evidence.places import Places
 Method = Literal["occlusion", "attention-preview"]
 METHODS: tuple[str, ...] = get_args(Method)
 
-#: Drop in nats that is drawn as hot at least: a place that hardly matters must not look as if it did (0.1 nats: 10 % less likely).
+#: Drop in nats below which a place hardly matters (0.1 nats: 10 % less likely). It is drawn faintly, and if none drops further, no place
+#: is evidence.
 LEAST_SCALE = 0.1
 #: A sentence hardly depends on the picture if a neutral picture keeps more than this share of its probability.
 _HARDLY = 0.8
@@ -25,7 +26,8 @@ _HARDLY = 0.8
 Doubt = Literal["hardly", "none"]
 _WARNINGS: dict[Doubt, str] = {
     "hardly": "This sentence is nearly as likely, or likelier, without the picture: it hardly depends on the picture. Distrust it.",
-    "none": "No single place matters: replacing any one of them makes this sentence no less likely. The map is empty.",
+    "none": "No single place matters: replacing any one of them makes this sentence less than 10 % less likely, on average over the windows "
+    "that cover it. The map points nowhere.",
 }
 
 _CAPTIONS = {
@@ -175,9 +177,14 @@ class Evidence:
         neutral = self.neutral_log_probability
         if neutral is not None and neutral > self.log_probability + math.log(_HARDLY):
             found.append("hardly")
-        if not self.is_preview and float(self.heat.max()) <= 0:
+        if not self.is_preview and float(self.heat.max()) < LEAST_SCALE:
             found.append("none")
         return tuple(found)
+
+    @property
+    def focus(self) -> tuple[int, ...]:
+        """Index in `heat` of the place to show: the peak, or the middle if no place matters, where a peak is chance."""
+        return tuple(length // 2 for length in self.heat.shape) if "none" in self.doubts else self.peak
 
     @property
     def numbers(self) -> str:

@@ -62,7 +62,9 @@ def heat_nifti(evidence: Evidence) -> nibabel.Nifti1Image:
 
 
 def overlay(evidence: Evidence) -> PILImage.Image:
-    """Return the picture with the heat laid over it: an image, or three slices of a volume through the peak, with bars.
+    """Return the picture with the heat laid over it: an image, or three slices of a volume, with bars.
+
+    The slices meet at the peak, or in the middle if no place matters.
 
     Warnings, the scale of the heat, the question, the sentence and its probabilities stand below it.
 
@@ -108,7 +110,7 @@ def lay_over(picture: NDArray[np.uint8], share: NDArray[np.float32]) -> NDArray[
 def _slices(evidence: Evidence, volume: Volume) -> PILImage.Image:
     window = next(iter(display_windows(volume).values()))
     heat = replace(volume, array=evidence.heat, units="arbitrary")
-    world = volume.affine @ [*evidence.peak, 1]
+    world = volume.affine @ [*evidence.focus, 1]
     panels = []
     for plane in PLANES:
         index = round(float((np.linalg.inv(to_view(volume, plane).affine) @ world)[0]))
@@ -140,9 +142,10 @@ def _draw_bars(pen: ImageDraw.ImageDraw, evidence: Evidence, width: int, top: in
     values = evidence.slices
     largest = max(evidence.scale, float(np.abs(values).max(initial=0)))
     base = top + _BARS * 3 // 4
+    peak = None if "none" in evidence.doubts else evidence.peak[evidence.slice_axis]
     pen.line((0, base, width, base), fill=(90, 90, 90))
     for number, value in enumerate(values):
         left, right = number * width // len(values), max(0, (number + 1) * width // len(values) - 2)
         reach = base - round(float(value) / largest * (_BARS * 3 // 4 - 6))
-        color = _HOT if number == evidence.peak[evidence.slice_axis] else (200, 120, 60)
+        color = _HOT if number == peak else (200, 120, 60)
         pen.rectangle((left, min(base, reach), max(left, right), max(base, reach)), fill=color)

@@ -97,7 +97,8 @@ export class EvidencePanel {
     [this.shown, this.blob] = [map, blob];
     await this.options.stage.setOverlay(blob, map.id);
     const { view } = this.options.stage;
-    if (view?.volume && map.top > 0 && (first || map.final)) view.setCross(map.peak);
+    // Where no place matters, the peak is chance: the planes stay where the reader has them.
+    if (view?.volume && !map.doubts.includes("none") && (first || map.final)) view.setCross(map.peak);
     this.drawBars();
   }
 
