@@ -186,6 +186,8 @@ def test_the_whole_way_in_small(tmp_path: Path):
     assert "| ct-captions | Synthetic phantoms in the layout of CT-RATE | Apache-2.0" in text
     assert "llm: The quickstart's LLM, license of the base: apache-2.0 |" in text
     assert "not recorded | not recorded | align" not in text
+    assert card.data.license == "apache-2.0"
+    assert "**Not stated by the developer**: developer, contact.\n" in text
     verify(model)
     (tmp_path / "run" / "quickstart.json").unlink()  # as if it was killed before its end
     (model / "README.md").unlink()

@@ -69,7 +69,10 @@ def test_a_finished_stage_has_a_card_of_what_is_known(checkpoint, data_folder):
     assert "; 1 steps |" in card.text
     assert "Seed of the recipe: 3." in card.text
     assert "llm (full)" in card.text
-    assert "**Intended use**: Not stated by the developer." in card.text
+    assert "**Not stated by the developer**: developer, contact, license, release stage, intended use," in card.text
+    assert "checkpoint card DIR --statements FILE" in card.text
+    assert "Intended use" not in card.text
+    assert "read by default" not in card.text
     assert "Not evaluated" in card.text
     assert "synthetic" not in card.text.lower()
     assert "Trained before" not in card.text
@@ -128,8 +131,55 @@ def test_results_and_statements_are_added(checkpoint, tmp_path):
     assert card.data.license == "apache-2.0"
     assert card.data.language == ["en", "zh"]
     assert card.data.eval_results[0].metric_value == 0.75
+    assert "**Not stated by the developer**: contact, release stage," in card.text
     assert "An interval without width" not in card.text
     assert "| closed_accuracy | 8 | 0.750 [0.50, 0.90] | 0.500 [0.50, 0.90] | +0.250 [+0.10, +0.40] |" in card.text
+
+
+def test_base_stands_beside_the_scores(card_of, checkpoint, tmp_path):
+    assert "Before this training" not in card_of("somebody/model").text
+    before = json.loads(json.dumps(RESULTS))
+    before["benchmarks"]["own"]["model"]["closed_accuracy"]["value"] = 0.5
+    for name, content in (("results", RESULTS), ("before", before)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    results, base = ("--results", tmp_path / "results.json"), ("--base-results", tmp_path / "before.json")
+    assert call("card", checkpoint, *results).exit_code == 0
+    assert "What somebody/model scored before this training is not given" in (checkpoint / "README.md").read_text()
+    assert call("card", checkpoint, *results, *base).exit_code == 0
+    text = (checkpoint / "README.md").read_text()
+    assert "| own | closed_accuracy | 8 | 0.500 [0.50, 0.90] | 0.750 [0.50, 0.90] | +0.250 |" in text
+    assert "is not given" not in text
+    assert "Give both" in str(call("card", checkpoint, *base).exception)
+    before["benchmarks"]["own"]["model"]["closed_accuracy"]["n"] = 9
+    (tmp_path / "before.json").write_text(json.dumps(before))
+    assert "same questions" in str(call("card", checkpoint, *results, *base).exception)
+
+
+def test_model_from_parts_has_no_scores_before(checkpoint, tmp_path):
+    (tmp_path / "results.json").write_text(json.dumps(RESULTS))
+    assert call("card", checkpoint, "--results", tmp_path / "results.json").exit_code == 0
+    assert "before this training" not in (checkpoint / "README.md").read_text()
+
+
+@pytest.mark.parametrize("of", ["records", "data set"])
+def test_reading_that_is_not_the_default_is_shown(checkpoint, tmp_path, data_folder, of):
+    own = shutil.copytree(data_folder, tmp_path / "own")
+    rows = [json.loads(line) for line in (own / "d.jsonl").read_text().splitlines()]
+    options = {"gaps": "fill", "series": "1.2.840.1"}
+    if of == "records":
+        rows[0]["read"] = options
+        (own / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"d": {"path": "d.jsonl", **({"read": options} if of == "data set" else {})}}
+    found = collect_training_data({"data_root": str(own), "data": data, "stages": [{"name": "s"}]}).data[0]
+    count = 1 if of == "records" else len(rows)
+    texts = [f"`gaps: fill` (missing slices are interpolated): {count} records", f"`series` given: {count} records"]
+    assert found.reading == "; ".join(texts)
+    stored = checkpoint / "recipe.yaml"
+    values = {**yaml.safe_load(stored.read_text()), "data_root": str(own), "data": data}
+    stored.unlink()
+    stored.write_text(yaml.safe_dump(values))
+    assert f"The files of d were not read by default: {found.reading}." in card_text(checkpoint)
+    assert "1.2.840.1" not in card_text(checkpoint)  # it identifies a study
 
 
 def test_license_and_title_come_from_the_converters_report(recipe, tmp_path, data_folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,20 @@ _MARK = "<!-- Written by `medmvl checkpoint card`. -->"
 
 _CLOSED = "closed_accuracy"
 
-UNSTATED = "Not stated by the developer."
+#: Statements that a reader misses where they are not made.
+_WANTED = (
+    *(
+        "developer",
+        "contact",
+        "license",
+        "release_stage",
+        "intended_use",
+        "primary_users",
+        "patient_population",
+        "out_of_scope",
+    ),
+    *("known_limitations", "known_biases", "clinical_risk_level", "bias_mitigation", "maintenance"),
+)
 
 
 def card_text(
@@ -30,6 +44,7 @@ def card_text(
     statements: Statements | None = None,
     results: Mapping[str, Any] | None = None,
     results_table: str = "",
+    base_table: str = "",
 ) -> str:
     """Return the model card of a checkpoint folder as Markdown with the hub's metadata.
 
@@ -38,6 +53,7 @@ def card_text(
         statements: what its developer states; what is missing is shown as not stated.
         results: content of a results.json of `medmvl evaluate`, for the metadata.
         results_table: the same as the Markdown of table.md, with intervals and controls.
+        base_table: the same scores as Markdown beside those of the model that it was fine-tuned from.
 
     Raises:
         CheckpointError: if the folder is not a MedM-VL checkpoint.
@@ -52,17 +68,19 @@ def card_text(
         lstrip_blocks=True,
         autoescape=False,
     )
-    environment.filters |= {"cell": _cell, "stated": _stated, "recorded": _recorded}
+    environment.filters |= {"cell": _cell, "recorded": _recorded}
     text = environment.get_template("model_card.md.jinja").render(
         metadata=_metadata(name, facts, stated, results).to_yaml(),
         mark=_MARK,
         name=name,
         facts=facts,
         stated=stated,
+        unstated=[name for name in _WANTED if not _is_stated(stated, name)],
+        base_table=base_table.strip(),
         results_table=results_table.removeprefix("# Results").replace("\n## ", "\n### ").strip(),
-        pointlike=_has_pointlike_interval(results),
     )
-    return text.rstrip() + "\n"
+    # What is not stated leaves empty lines behind.
+    return re.sub(r"\n{3,}", "\n\n", text).rstrip() + "\n"
 
 
 def write_card(
@@ -70,6 +88,7 @@ def write_card(
     statements: Statements | None = None,
     results: Mapping[str, Any] | None = None,
     results_table: str = "",
+    base_table: str = "",
     *,
     replace: bool = False,
 ) -> Path:
@@ -82,7 +101,7 @@ def write_card(
         OutputError: if there is such a README and `replace` is not set.
     """
     file = Path(folder) / CARD_FILE
-    text = card_text(folder, statements, results, results_table)
+    text = card_text(folder, statements, results, results_table, base_table)
     if file.is_file() and not replace and _MARK not in file.read_text(encoding="utf-8", errors="replace"):
         raise OutputError(f"{file} was not written by this command. Move it away, or replace it with --force.")
     write_text(file, text)
@@ -131,12 +150,6 @@ def _main_metrics(entry: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys([*first, *([headline] if headline in scores else [])]))
 
 
-def _has_pointlike_interval(results: Mapping[str, Any] | None) -> bool:
-    """Whether any interval of the model's scores has no width."""
-    scores = [score for entry in (results or {}).get("benchmarks", {}).values() for score in entry["model"].values()]
-    return any(interval[0] == interval[1] for score in scores if (interval := score.get("ci95")) is not None)
-
-
 def _is_hub_name(base: Base) -> bool:
     return not base.local and base.name.count("/") == 1 and not base.name.startswith((".", "/", "~"))
 
@@ -154,5 +167,5 @@ def _recorded(value: object) -> object:
     return "not recorded" if value is None or value == "" else value
 
 
-def _stated(value: str | None) -> str:
-    return value.strip() if value and value.strip() else UNSTATED
+def _is_stated(stated: Statements, name: str) -> bool:
+    return bool((getattr(stated, name) or "").strip())

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from medmvl.cards.reading import reading_text
 from medmvl.data.formats import count_records, read_records
+from medmvl.data.read_options import ReadOptions
 from medmvl.data.roots import MediaRoots
 from medmvl.data.synthetic import LICENSE, read_note
 from medmvl.errors import MedMVLError
@@ -34,6 +37,7 @@ class DataFacts:
         license: from the converter's report; None without one.
         title: the same.
         synthetic: whether they are phantoms drawn by this toolkit; None if nothing says so or otherwise.
+        reading: options of the data set or of its records with which their files are read, in words; "" for the defaults.
     """
 
     name: str
@@ -44,6 +48,15 @@ class DataFacts:
     license: str | None = None
     title: str | None = None
     synthetic: bool | None = None
+    reading: str = ""
+
+
+class _Counts(NamedTuple):
+    """What the records of a file say; `records` and `patients` are None where that is not known."""
+
+    records: int | None
+    patients: int | None
+    reading: Mapping[ReadOptions, int | None]
 
 
 def data_set(name: str, recipe: Mapping[str, Any], stages: tuple[str, ...]) -> DataFacts:
@@ -53,11 +66,12 @@ def data_set(name: str, recipe: Mapping[str, Any], stages: tuple[str, ...]) -> D
     file = root / section["path"]
     notes = [note for folder in _media_roots(file, root, section) if (note := read_note(folder))]
     if not file.is_file():
-        facts = DataFacts(name, stages)
+        facts = DataFacts(name, stages, reading=reading_text({_reading(section): None}))
         return replace(facts, license=LICENSE, title=notes[0], synthetic=True) if notes else facts
     report = json_object(file.with_name("report.json"))
     changed, tasks = file.stat().st_mtime_ns, section.get("tasks")
-    records, patients = _counts(file.resolve(), changed, None if tasks is None else tuple(tasks))
+    known = _counts(file.resolve(), changed, None if tasks is None else tuple(tasks), _reading(section))
+    records = known.records
     counts = report.get("records")
     if records is None and tasks is None and isinstance(counts, dict):
         records = counts.get(file.stem)
@@ -66,11 +80,20 @@ def data_set(name: str, recipe: Mapping[str, Any], stages: tuple[str, ...]) -> D
         stages,
         digest_of(file.resolve(), changed) if file.stat().st_size <= MAX_HASHED_BYTES else "",
         records,
-        patients,
+        known.patients,
         report.get("license") or (LICENSE if notes else None),
         report.get("title") or (notes[0] if notes else None),
         True if notes else report.get("synthetic"),
+        reading_text(known.reading),
     )
+
+
+def _reading(section: Mapping[str, Any]) -> ReadOptions:
+    """Return the options of a data set for reading its files; the defaults if a stored recipe holds none that are allowed."""
+    try:
+        return ReadOptions.parse(section.get("read"))
+    except MedMVLError:
+        return ReadOptions()
 
 
 def _media_roots(file: Path, root: Path, section: Mapping[str, Any]) -> list[Path]:
@@ -93,19 +116,27 @@ def json_object(file: Path) -> dict[str, Any]:
 
 
 @lru_cache(maxsize=1000)
-def _counts(file: Path, changed: int, tasks: tuple[str, ...] | None) -> tuple[int | None, int | None]:
-    """Return the number of records and of patients of a file that was last changed at a time, each None if it is not known."""
+def _counts(file: Path, changed: int, tasks: tuple[str, ...] | None, default: ReadOptions) -> _Counts:
+    """Return what the records of a file say that was last changed at a time.
+
+    Args:
+        tasks: the records that count; None: all.
+        default: options of the data set, which a record's own ones complete.
+    """
     if file.stat().st_size > MAX_PARSED_BYTES:
-        return (count_records(file) if tasks is None else None), None
+        return _Counts(count_records(file) if tasks is None else None, None, {default: None})
     patients: list[object] = []
+    reading: Counter[ReadOptions] = Counter()
     try:
         for record in read_records(file):
-            if tasks is None or (isinstance(record, dict) and record.get("task") in tasks):
-                patients.append(record.get("patient") if isinstance(record, dict) else None)
+            record = record if isinstance(record, dict) else {}
+            if tasks is None or record.get("task") in tasks:
+                patients.append(record.get("patient"))
+                reading[ReadOptions.parse(record.get("read")).over(default)] += 1
     except (MedMVLError, OSError, ImportError):
-        return None, None
+        return _Counts(None, None, {default: None})
     named = bool(patients) and all(isinstance(patient, str | int) and patient != "" for patient in patients)
-    return len(patients), len(set(patients)) if named else None
+    return _Counts(len(patients), len(set(patients)) if named else None, dict(reading))
 
 
 @lru_cache(maxsize=1000)

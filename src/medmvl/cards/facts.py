@@ -13,6 +13,7 @@ from medmvl.cards.training_data import (
     collect_training_data,
     read_training_data,
     stages_until,
+    whole_model,
     with_stored,
 )
 from medmvl.errors import CheckpointError
@@ -34,6 +35,7 @@ class ModelFacts:
         parameters: number of values of all parameters, without buffers.
         base: the parts or checkpoints that it started from.
         every_base: the same with what these started from.
+        tuned_from: the whole model that it was fine-tuned from; None if it started from parts, or if that is not known.
         stages: (name, what trains and how long) of each stage that it was trained by.
         seed: of the recipe; None without one.
         data: the training data.
@@ -48,6 +50,7 @@ class ModelFacts:
     parameters: int
     base: tuple[Base, ...]
     every_base: tuple[Base, ...]
+    tuned_from: str | None
     stages: tuple[tuple[str, str], ...]
     seed: int | None
     data: tuple[DataFacts, ...]
@@ -99,6 +102,7 @@ def collect_facts(folder: Path) -> ModelFacts:
         parameters=parameter_count(weights),
         base=(*converted, *found.base),
         every_base=(*converted, *found.every_base),
+        tuned_from=whole_model(recipe, stages),
         stages=tuple((stage["name"], _stage_text(stage, environment.get("steps") or {})) for stage in stages),
         seed=recipe.get("seed", DEFAULTS["seed"]) if recipe else None,
         data=found.data,

@@ -164,12 +164,24 @@ def _trains_on(stage: Mapping[str, Any], name: str) -> bool:
 # --- what it started from ---------------------------------------------------------------------------------------------
 
 
-def _sources(recipe: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> Iterable[str]:
-    """Yield the folders and hub names of the weights that the stages started from."""
+def whole_model(recipe: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the folder or hub name of the whole model that the stages started from; None if they started from parts."""
+    found = _instead_of_the_model(recipe, stages) or (recipe.get("model") or {}).get("from")
+    return None if found is None else str(found)
+
+
+def _instead_of_the_model(recipe: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> str | None:
+    """Return the `from` of the first stage if it is no other stage; it takes the place of the recipe's model."""
     names = {stage["name"] for stage in recipe.get("stages") or []}
     first = stages[0].get("from") if stages else None
-    if first is not None and first not in names:
-        yield str(first)  # instead of the recipe's model
+    return None if first is None or first in names else str(first)
+
+
+def _sources(recipe: Mapping[str, Any], stages: Sequence[Mapping[str, Any]]) -> Iterable[str]:
+    """Yield the folders and hub names of the weights that the stages started from."""
+    first = _instead_of_the_model(recipe, stages)
+    if first is not None:
+        yield first
     else:
         yield from _model_sources(recipe.get("model") or {})
     for stage in stages:

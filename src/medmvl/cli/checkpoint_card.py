@@ -15,6 +15,12 @@ def card(
     results: Annotated[
         Path | None, typer.Option(help="results.json of `medmvl evaluate`, for the table of metrics.")
     ] = None,
+    base_results: Annotated[
+        Path | None,
+        typer.Option(
+            help="results.json on the same questions of the model that it was fine-tuned from, to compare with."
+        ),
+    ] = None,
     statements: Annotated[
         Path | None, typer.Option(help="YAML file of what only you can state: developer, contact, intended_use, ...")
     ] = None,
@@ -24,13 +30,20 @@ def card(
 ) -> None:
     """Write the model card (README.md) of a checkpoint, from what is known of it."""
     from medmvl.cards import read_statements, write_card
-    from medmvl.evaluation.table import markdown_table
+    from medmvl.errors import EvaluationError
+    from medmvl.evaluation.table import base_table, markdown_table
     from medmvl.files import read_json
 
+    if base_results is not None and results is None:
+        raise EvaluationError("--base-results are shown beside --results. Give both.")
     measured = read_json(results) if results is not None else None
-    table = markdown_table(measured) if measured else ""
     written = write_card(
-        folder, read_statements(statements) if statements is not None else None, measured, table, replace=force
+        folder,
+        read_statements(statements) if statements is not None else None,
+        measured,
+        markdown_table(measured) if measured else "",
+        base_table(measured, read_json(base_results)) if measured and base_results is not None else "",
+        replace=force,
     )
     typer.echo(f"Written to {written}")
 

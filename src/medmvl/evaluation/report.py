@@ -12,7 +12,7 @@ import jinja2
 
 from medmvl.evaluation.curves import loss_curve
 from medmvl.evaluation.published import filled_tables
-from medmvl.evaluation.table import control_meanings, control_names, coverage, gain_name, grouping_rows
+from medmvl.evaluation.table import control_meanings, control_names, coverage, gain_name, grouping_rows, interval_notes
 from medmvl.files import iter_jsonl, read_json, write_json, write_text
 
 DETAILS = "details"
@@ -114,6 +114,7 @@ def environment() -> jinja2.Environment:
     found.globals.update(label=label, number=number, interval=interval, plain=plain, place=_place)
     found.globals.update(controls=control_names, gain_name=gain_name, signed=lambda value: f"{value:+.3f}", kinds=KINDS)
     found.globals.update(coverage=coverage, control_meanings=control_meanings, grouping_rows=grouping_rows)
+    found.globals.update(interval_notes=interval_notes)
     found.globals.update(distinct=_distinct_groups, group_keys=_group_keys, scores_of=_variant_scores, verdict=_verdict)
     return found
 

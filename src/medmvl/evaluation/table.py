@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from medmvl.errors import EvaluationError
 from medmvl.evaluation.published import filled_tables
 
 #: Control -> what answers, in the order of the table.
@@ -16,6 +17,8 @@ CONTROL_MEANINGS = {
     "constant answers",
     "chance": "no model: what a random order would find",
 }
+#: Intervals over fewer patients are too narrow: the cluster bootstrap needs some tens of clusters (Cameron, Gelbach and Miller 2008).
+FEW_PATIENTS = 30
 #: Controls that ask no model.
 FLOORS = ("majority", "chance")
 
@@ -66,6 +69,57 @@ def coverage(entry: Mapping[str, Any], key: str) -> str:
     # Older results hold no number of closed questions.
     closed = key.startswith("closed_accuracy") and n == entry["counts"].get("closed")
     return f"the {n} closed of {records} questions" if closed else f"{n} of {records} questions"
+
+
+def interval_notes(entry: Mapping[str, Any]) -> list[str]:
+    """Return what a reader of a benchmark's intervals must know of them: too few patients, intervals without width."""
+    patients = entry["counts"]["patients"]
+    notes = []
+    if patients < FEW_PATIENTS:
+        notes.append(
+            f"Only {patients} patient{'s' if patients != 1 else ''}: further patients may well score outside of the brackets, which are "
+            f"too narrow for fewer than {FEW_PATIENTS}."
+        )
+    groups = [scores for values in (entry.get("groupings") or {}).values() for scores in values.values()]
+    reports = (entry.get("report_findings") or {}).get("model") or {}
+    shown = [score for scores in (entry["model"], reports, *groups) for score in scores.values()]
+    if any(interval[0] == interval[1] for score in shown if (interval := score.get("ci95")) is not None):
+        notes.append(
+            "An interval without width, such as [1.00, 1.00], arises if all answers are right, or all are wrong: the bootstrap then "
+            "says nothing of what further patients would give."
+        )
+    return notes
+
+
+def base_table(results: Mapping[str, Any], base: Mapping[str, Any]) -> str:
+    """Return the scores of a model beside those of the model that it was fine-tuned from, as Markdown.
+
+    Args:
+        results: content of a results.json.
+        base: the same of the other model, on the same questions.
+
+    Raises:
+        EvaluationError: if they are not about the same questions, as far as their numbers show.
+    """
+    rows = []
+    for name, entry in results["benchmarks"].items():
+        before = base["benchmarks"].get(name, {"model": {}})
+        for key, score in entry["model"].items():
+            earlier = before["model"].get(key)
+            if earlier is not None and earlier["n"] != score["n"]:
+                raise EvaluationError(
+                    f"{name}: {key} is a score of {score['n']} questions, and of {earlier['n']} in the base's results. Evaluate both "
+                    "models on the same questions."
+                )
+            if earlier is not None:
+                difference = f"{score['value'] - earlier['value']:+.3f}"
+                rows.append([name, key, str(score["n"]), score_text(earlier), score_text(score), difference])
+    if not rows:
+        raise EvaluationError(
+            "The base's results have no score in common with the model's. Evaluate both on the same benchmark."
+        )
+    header = ["benchmark", "metric", "n", "before", "this model", "difference"]
+    return "\n".join([line(header), line(["---"] * len(header)), *map(line, rows)])
 
 
 def benchmark_rows(entry: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -124,6 +178,7 @@ def markdown_table(results: Mapping[str, Any]) -> str:
             f"{counts['records']} records of {counts['patients']} patients; {counts['empty_predictions']} empty answers. "
             f"Brackets: 95 % bootstrap interval over patients. {gain_name(entry).capitalize()}: {_gain_meaning(entry)}.",
             "",
+            *(text for note in interval_notes(entry) for text in (note, "")),
         ]
         parts += _groupings_tables(entry)
         parts += _findings_table(entry)

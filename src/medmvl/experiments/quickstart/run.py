@@ -14,12 +14,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-from medmvl.cards import write_card
+from medmvl.cards import read_statements, write_card
 from medmvl.errors import RecipeError
 from medmvl.evaluation import EvaluationOptions
 from medmvl.evaluation.evaluate_model import PREDICTIONS, Answered, answer_benchmark, score_answered
@@ -39,6 +40,8 @@ from medmvl.training.run import train
 
 BENCHMARKS = ("phantom-2d", "phantom-ct")
 CONTROLS = ("blank", "shuffled")
+#: What the model card states.
+STATEMENTS = Path(str(resources.files(__package__) / "statements.yaml"))
 
 
 def quickstart(
@@ -91,8 +94,8 @@ def _run(place: Quickstart, seed: int, scale: float, console: Console) -> dict[s
     minutes = (time.monotonic() - begun) / 60
     with _step(console, "6/6  Report"):
         if not place.results.is_file():
-            # A finished quickstart's card is its owner's, who may have put statements into it.
-            write_card(place.model, None, results, markdown_table(results))
+            # A finished quickstart's card is its owner's, who may have put other statements into it.
+            write_card(place.model, read_statements(STATEMENTS), results, markdown_table(results))
             facts = {"seed": seed, "scale": scale, "minutes": round(minutes, 2), "resumed": resumed}
             write_json(place.results, facts)
     _say_what_next(place, results, minutes, console)
