@@ -98,11 +98,20 @@ def test_groups_add_up_to_the_whole(folder):
 def test_table_and_report_show_the_groups(folder):
     table = (folder / "table.md").read_text()
     assert "| Nodule | miou | 4 | 0.000 [0.00, 0.00] | 0.000 | 1.000 | +0.000 |" in table
-    assert "| Heart | accuracy | 4 | 1.000 [1.00, 1.00] | 1.000 | 1.000 | +0.000 |" in table
+    assert "| Heart | accuracy |" not in table
+    assert "Without the right picture accuracy is 1.000 as well, so that it shows nothing: Heart (n = 4)." in table
     page = (folder / "report.html").read_text()
+    assert (
+        "Without the right picture accuracy (equality) is 1.000 as well, so that it shows nothing: Heart (n = 4)."
+        in page
+    )
+    for text in (table, page):
+        assert "Only 4 patients: further patients may well score outside of the brackets" in text
+        assert "An interval without width, such as [1.00, 1.00], arises if all answers are right" in text
+    assert "the 16 closed of 28 questions about 4 patients" in page
     for heading in ("By finding", "By wording", "By language", "By object"):
         assert f"<h3>{heading}</h3>" in page
-    assert page.index("<td>lung nodule</td>") < page.index("<td>cardiomegaly</td>")  # the lowest first
+    assert page.index("<td>Nodule</td>") < page.index("<td>Heart</td>")  # the lowest first
 
 
 def test_terminal_names_the_lowest_groups(folder):

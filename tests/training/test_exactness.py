@@ -198,7 +198,7 @@ def test_other_attention_packs_with_the_same_losses(recipe, tmp_path, capsys, mo
     settings = recipe({"lr": 1e-3, "max_steps": 3})
     settings["model"]["llm"]["config"] = {**MODEL["llm"]["config"], **llm}
     found = log_of(settings, tmp_path / "run")
-    assert f"Samples are packed into rows without padding; {said} keeps them apart." in capsys.readouterr().err
+    assert f"nothing is computed on padding; {said} keeps each from seeing the others." in capsys.readouterr().err
     monkeypatch.setattr(language_batches, "saves_attention", lambda lengths: True)
     packed = log_of(settings, tmp_path / "packed")
     expected = log_of(settings, tmp_path / "padded", packing=False)
@@ -251,7 +251,7 @@ def test_stage_that_ends_as_another_model_is_not_published(recipe, tmp_path, mon
 def test_finished_stage_says_its_differences(recipe, tmp_path, capsys, stage, compared):
     train(recipe({"max_steps": 1, **stage}), tmp_path / "run")
     assert (
-        "Stage s0: the checkpoint was checked against the trained model; logits differ by at most"
+        "Stage s0: the written checkpoint gives the logits of the trained model; they differ by no more than rounding ("
         in capsys.readouterr().err
     )
     found = json.loads((tmp_path / "run" / "model" / "environment.json").read_text())["differences"]

@@ -41,7 +41,7 @@ def pick_cases(
 ) -> list[dict[str, Any]]:
     """Choose and draw the cases of a report.
 
-    Kinds: `changed` (the answer gained most over the mean of the controls), `worst` and `best`. Within a kind the tasks
+    Kinds: `changed` (the answer scores most above the best of the controls), `worst` and `best`. Within a kind the tasks
     take turns, so that a gallery does not repeat one kind of question; ties are broken by a hash of the
     id, not by file order.
     """
@@ -51,7 +51,7 @@ def pick_cases(
 
     def gain(item: Item) -> float:
         others = [found[item.id][1] for found in theirs if item.id in found]
-        return scores[item.id][1] - sum(others) / len(others) if others else 0.0
+        return scores[item.id][1] - max(others) if others else 0.0
 
     scored = [item for item in answers.items if item.id in scores]
     taken: set[str] = set()

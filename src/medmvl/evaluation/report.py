@@ -12,7 +12,15 @@ import jinja2
 
 from medmvl.evaluation.curves import loss_curve
 from medmvl.evaluation.published import filled_tables
-from medmvl.evaluation.table import control_meanings, control_names, coverage, gain_name, grouping_rows, interval_notes
+from medmvl.evaluation.table import (
+    control_meanings,
+    control_names,
+    coverage,
+    gain_name,
+    grouping_rows,
+    interval_notes,
+    undecided_groups,
+)
 from medmvl.files import iter_jsonl, read_json, write_json, write_text
 
 DETAILS = "details"
@@ -75,7 +83,7 @@ LABELS = {
     **{f"text_to_image_r_at_{k}": f"report → image, R@{k}" for k in (1, 5, 10, 50, 100)},
 }
 KINDS = (
-    ("changed", "What the image changed most", "Answers that gained most over the controls."),
+    ("changed", "What the image changed most", "Answers that score most above the better one of the controls."),
     ("best", "Best answers", "One per kind of question in turn. Boxes: green is the truth, orange the model's."),
     ("worst", "Worst answers", "One per kind of question in turn. Boxes: green is the truth, orange the model's."),
 )
@@ -114,7 +122,7 @@ def environment() -> jinja2.Environment:
     found.globals.update(label=label, number=number, interval=interval, plain=plain, place=_place)
     found.globals.update(controls=control_names, gain_name=gain_name, signed=lambda value: f"{value:+.3f}", kinds=KINDS)
     found.globals.update(coverage=coverage, control_meanings=control_meanings, grouping_rows=grouping_rows)
-    found.globals.update(interval_notes=interval_notes)
+    found.globals.update(interval_notes=interval_notes, undecided_groups=undecided_groups)
     found.globals.update(distinct=_distinct_groups, group_keys=_group_keys, scores_of=_variant_scores, verdict=_verdict)
     return found
 

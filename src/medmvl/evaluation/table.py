@@ -134,12 +134,16 @@ def benchmark_rows(entry: Mapping[str, Any]) -> tuple[list[str], list[list[str]]
 
 
 def grouping_rows(entry: Mapping[str, Any], name: str) -> tuple[list[str], list[list[str]]]:
-    """Return header and rows of one grouping of a benchmark: metric by metric, the lowest value of the model first."""
+    """Return header and rows of one grouping of a benchmark: metric by metric, the lowest value of the model first.
+
+    Groups that no picture decides have no row; `undecided_groups` names them.
+    """
     controls = control_names(entry)
     groups = entry["groupings"][name]
     rows = []
     for key in dict.fromkeys(key for scores in groups.values() for key in scores):
         having = [(scores[key], value) for value, scores in groups.items() if key in scores]
+        having = [pair for pair in having if not _needs_no_picture(pair[0])]
         for score, value in sorted(having, key=lambda pair: (pair[0]["value"], pair[1])):
             theirs = [score["controls"].get(control) for control in controls]
             cells = ["–" if found is None else f"{found:.3f}" for found in theirs]
@@ -148,9 +152,29 @@ def grouping_rows(entry: Mapping[str, Any], name: str) -> tuple[list[str], list[
     return [name, "metric", "n", "model", *shown, gain_name(entry)], rows
 
 
+def undecided_groups(entry: Mapping[str, Any], name: str) -> dict[str, str]:
+    """Return {metric: the groups of a grouping that no picture decides, with their numbers of questions}."""
+    found: dict[str, list[str]] = {}
+    for value, scores in entry["groupings"][name].items():
+        for key, score in scores.items():
+            if _needs_no_picture(score):
+                found.setdefault(key, []).append(f"{value} (n = {score['n']})")
+    return {key: ", ".join(texts) for key, texts in found.items()}
+
+
+def _needs_no_picture(score: Mapping[str, Any]) -> bool:
+    """Whether all answers of a group are right, and also those of a control that does not see the right picture."""
+    return score["value"] == 1 and 1 in _asked(score)
+
+
+def _asked(score: Mapping[str, Any]) -> list[float]:
+    """Return the values of a group's controls that ask the model."""
+    return [value for control, value in score["controls"].items() if control not in FLOORS]
+
+
 def _gain_of_group(score: Mapping[str, Any]) -> str:
     """Return the model minus the strongest control that asks the model; a dash without one."""
-    asked = [value for control, value in score["controls"].items() if control not in FLOORS]
+    asked = _asked(score)
     return f"{score['value'] - max(asked):+.3f}" if asked else "–"
 
 
@@ -159,7 +183,9 @@ def _groupings_tables(entry: Mapping[str, Any]) -> list[str]:
     lines = []
     for name in entry.get("groupings") or {}:
         header, rows = grouping_rows(entry, name)
-        lines += [line(header), line(["---"] * len(header)), *map(line, rows), ""]
+        lines += [line(header), line(["---"] * len(header)), *map(line, rows), ""] if rows else []
+        for key, text in undecided_groups(entry, name).items():
+            lines += [f"Without the right picture {key} is 1.000 as well, so that it shows nothing: {text}.", ""]
     return lines
 
 

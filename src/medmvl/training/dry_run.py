@@ -176,7 +176,7 @@ def _refuse(faults: list[str], what: str) -> None:
 #: What stands below the plan's table.
 EXPLAINED = (
     "records: steps x batch; supervised: share of the tokens that the loss is taken of; longest: tokens of the longest sample; "
-    "GB: estimated. --hardware adds hours."
+    "TFLOP: 10^12 floating-point operations; GB: memory, estimated. --hardware adds hours."
 )
 
 

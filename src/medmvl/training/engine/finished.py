@@ -83,7 +83,10 @@ class FinishedCheck:
     def say(self) -> None:
         """Print the differences."""
         found = ", ".join(f"{name} {difference:.1e}" for name, difference in self.differences.items())
-        message = f"Stage {self.stage}: the checkpoint was checked against the trained model; {self.what} differ by at most: {found}."
+        message = (
+            f"Stage {self.stage}: the written checkpoint gives the {self.what} of the trained model; they differ by no more than rounding "
+            f"(share of the largest: {found})."
+        )
         Console(stderr=True, soft_wrap=True).print(message, highlight=False, markup=False)
 
 

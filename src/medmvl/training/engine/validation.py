@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 class Validation(Callback):
     """Evaluates held-out data at intervals, keeps the best checkpoint, and stops if there is no progress.
 
-    Rows go to `evaluation.jsonl` (`stage`, `step`, `data`, `loss`, ...; the row whose `data` is "all" decides which weights
-    are best) and `samples.jsonl` (`stage`, `step`, `data`, `id`, `question`, `answer`, `prediction`, ...). Evaluation draws
+    Rows go to `evaluation.jsonl` (`stage`, `step`, `data`, `loss`, ...; of several data sets also a row whose `data` is "all", which
+    decides which weights are best) and `samples.jsonl` (`stage`, `step`, `data`, `id`, `question`, `answer`, `prediction`, ...). Evaluation draws
     no random numbers, so it does not change the training.
 
     Args:
@@ -75,10 +75,16 @@ class Validation(Callback):
             found = loop.objective.evaluate(loop.engine, self._datasets)
         if loop.engine.rank == 0:
             where = {"stage": loop.settings.stage, "step": loop.state.step}
-            append_rows(self._metrics, [where | row for row in found.rows])
+            append_rows(self._metrics, [where | row for row in _distinct(found.rows)])
             append_rows(self._samples, [where | row for row in found.samples])
         # The first process may be the only one that generated answers.
         return loop.engine.agreed(float(found.metrics.get(self._metric, 0.0)))
+
+
+def _distinct(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows without the one over all data sets if there is a single set, whose row it repeats."""
+    single = [row for row in rows if row["data"] != "all"]
+    return single if len(single) == 1 else rows
 
 
 def append_rows(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -46,7 +46,8 @@ class Evaluation:
     """The outcome of one validation.
 
     Attributes:
-        rows: for `evaluation.jsonl`, each with `data`, the name of the data set; "all" is the row over all of them.
+        rows: for `evaluation.jsonl`, each with `data`, the name of the data set; "all" is the row over all of them, which is not
+            written if there is one.
         samples: for `samples.jsonl`, each with `data`.
         metrics: name -> value over all data sets.
     """

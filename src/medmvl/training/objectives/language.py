@@ -417,7 +417,7 @@ def _packing(model: MedMVLForConditionalGeneration) -> Packing | None:
         return None
     if is_main_process():
         by = f"{packing.value}, {llm.config._attn_implementation}" if packing is Packing.MASKS else packing.value
-        message = f"Samples are packed into rows without padding; {by} keeps them apart."
+        message = f"Packing: samples share rows, so that nothing is computed on padding; {by} keeps each from seeing the others."
         Console(stderr=True, soft_wrap=True).print(message, highlight=False, markup=False)
     return packing
 
