@@ -75,10 +75,10 @@ def test_cases_are_chosen_as_said(page):
 
 
 def test_answer_that_a_control_also_gives_is_no_gain(tmp_path, phantom_rows, media):
-    rows = [row for row in phantom_rows if row["task"] == "vqa"]
-    write_jsonl(tmp_path / "p.jsonl", [{**row, "prediction": row["answer"]} for row in rows])
+    rows = [{**row, "prediction": row["conversations"][1]["value"]} for row in phantom_rows if row["task"] == "vqa"]
+    write_jsonl(tmp_path / "p.jsonl", rows)
     write_jsonl(tmp_path / "wrong.jsonl", [{**row, "prediction": "nothing"} for row in rows])
-    write_jsonl(tmp_path / "right.jsonl", [{**row, "prediction": row["answer"]} for row in rows])
+    write_jsonl(tmp_path / "right.jsonl", rows)
     controls = {"blank": tmp_path / "wrong.jsonl", "shuffled": tmp_path / "right.jsonl"}
     evaluate_predictions(tmp_path / "p.jsonl", "phantom-2d", tmp_path / "out", controls)
     cases = read_json(tmp_path / "out" / "details" / "phantom-2d.json")["cases"]
