@@ -137,6 +137,22 @@ def require_path(value: object, what: str) -> str | os.PathLike[str]:
     return value
 
 
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """Return a number with its noun: "1 slice", "2 slices".
+
+    Args:
+        number: how many there are.
+        one: the noun for one, with its verb where it has one.
+        several: the same for another number; default: `one` with an s.
+    """
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
+
+
+def the_named(noun: str, names: Sequence[str]) -> str:
+    """Return names with their noun: "the column a", "the columns a, b"."""
+    return f"the {noun}{'' if len(names) == 1 else 's'} {', '.join(names)}"
+
+
 #: Most faults that one message lists, and most characters of each.
 _LISTED, _LONGEST = 10, 300
 

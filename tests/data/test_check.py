@@ -10,10 +10,12 @@ import pytest
 from PIL import Image as PILImage
 from typer.testing import CliRunner
 
+from imaging.dicom_writing import write_series
 from medmvl.cli.main import app
 from medmvl.data.check import check_records
+from medmvl.data.converters import convert
 from medmvl.data.formats import write_records
-from medmvl.data.roots import MediaRoots
+from medmvl.data.roots import MediaRoots, records_files
 from medmvl.errors import DataError
 from medmvl.files import write_json
 
@@ -96,8 +98,8 @@ REFUSING = "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('no sys
 @pytest.mark.parametrize(
     ("template", "said"),
     [
-        (DROPPING, "has no place for system turns: the model does not read those of 3 record(s) (first: Be brief.)"),
-        (REFUSING, "refuses conversations with a system turn: 3 record(s) (first: Be brief.)"),
+        (DROPPING, "has no place for system turns: the model does not read those of 3 records (first: Be brief.)"),
+        (REFUSING, "refuses conversations with a system turn: 3 records (first: Be brief.)"),
         (None, ""),
     ],
     ids=["dropping", "refusing", "reading"],
@@ -149,7 +151,7 @@ def test_warnings_of_images_are_shown_and_many_alike_are_counted(tmp_path):
     done = CliRunner().invoke(app, ["data", "check", str(tmp_path / "d.jsonl")])
     assert done.exit_code == 0
     assert done.output.count("x3.png: EXIF orientation 6 not applied") == 1
-    assert "warning: 4 more file(s): EXIF orientation 6 not applied" in done.output
+    assert "warning: 4 more files: EXIF orientation 6 not applied" in done.output
 
 
 def test_file_that_is_named_as_image_and_as_volume_has_the_fault_of_each(tmp_path):
@@ -174,3 +176,61 @@ def test_messages_do_not_quote_what_a_file_holds(tmp_path, monkeypatch):
     with pytest.raises(DataError, match="neither a JSON array") as caught:
         check_records(tmp_path / "t.jsonl")
     assert "QUISENBERRY" not in str(caught.value)
+
+
+# --- several files, and a line for each faulty file --------------------------------------------------------------------
+
+
+@pytest.fixture
+def converted(tmp_path, monkeypatch):
+    """A conversion of two patients whose folders bear their names; the series of the first one lacks a slice."""
+    monkeypatch.setenv("MEDMVL_PSEUDONYM_KEY", str(tmp_path / "keys/key"))
+    rows = ["patient,ct,question,answer,split"]
+    for name in ("QUISENBERRY", "ZELLWEGER"):
+        hu = np.zeros((6, 4, 5), np.int16)
+        (tmp_path / "export" / name).mkdir(parents=True)
+        write_series(tmp_path / "export" / name, hu, shuffle=False)
+        split = "train" if name == "ZELLWEGER" else "validation"
+        rows += [f"{name},{name},Is question {number} asked?,Yes,{split}" for number in range(5)]
+    (tmp_path / "export/QUISENBERRY/0003.dcm").unlink()
+    (tmp_path / "export/table.csv").write_text("\n".join(rows))
+    options = {"volume": "ct", "question": "question", "patient": "patient", "split": "split"}
+    convert("folder", tmp_path / "export", tmp_path / "out", options=options)
+    return tmp_path
+
+
+def test_folder_of_a_conversion_is_checked_with_one_line_per_faulty_series(converted):
+    done = CliRunner().invoke(app, ["data", "check", str(converted / "out")])
+    assert done.exit_code == 2
+    lines = [line for line in done.output.splitlines() if "is missing" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("validation.jsonl, 5 records ('table-2', 'table-3', 'table-4', ...): media/")
+    assert f"(linked from {converted / 'export/QUISENBERRY'})" in lines[0]
+    assert "1 slice is missing: the usual step is 2 mm, but it is 4 mm between 00002.dcm" in lines[0]
+    assert "--gaps fill" in lines[0]
+    assert "train.jsonl: 5 records, no fault." in done.output
+    assert "validation.jsonl: faults in 5 of 5 records (1 faulty image or volume)." in done.output
+
+
+def test_original_folder_is_printed_only_where_the_key_is(converted, monkeypatch):
+    monkeypatch.setenv("MEDMVL_PSEUDONYM_KEY", str(converted / "elsewhere/key"))
+    done = CliRunner().invoke(app, ["data", "check", str(converted / "out")])
+    assert "1 slice is missing" in done.output
+    assert "QUISENBERRY" not in done.output
+    kept = [path for path in (converted / "out").rglob("*") if path.is_file() and path.suffix != ".dcm"]
+    assert all("QUISENBERRY" not in path.read_text() for path in kept)
+    assert (converted / "keys/key.origins.jsonl").stat().st_mode & 0o777 == 0o600
+
+
+def test_several_files_are_checked_before_the_command_fails(tmp_path):
+    write_records(tmp_path / "a.jsonl", [record("a", "gone.png"), record("b", "gone.png")])
+    write_records(tmp_path / "b.jsonl", [record("c")])
+    done = CliRunner().invoke(app, ["data", "check", str(tmp_path / "a.jsonl"), str(tmp_path / "b.jsonl")])
+    assert done.exit_code == 2
+    assert done.output.count("does not exist below") == 1
+    assert "b.jsonl: 1 record, no fault." in done.output
+
+
+def test_folder_that_is_no_conversion_is_refused(tmp_path):
+    with pytest.raises(DataError, match="without the report.json of `medmvl data convert`"):
+        records_files(tmp_path)

@@ -18,6 +18,7 @@ from medmvl.training.context import StageContext
 from medmvl.training.cost import Hardware, PartCost, memory_bytes
 from medmvl.training.dry_run import dry_run
 from medmvl.training.leaks import leak_warnings
+from medmvl.training.media import read_media
 from medmvl.training.recipe_io import dump_recipe, load_recipe
 from medmvl.training.run import train
 from medmvl.training.run_folder import RunFolder, read_log
@@ -78,9 +79,9 @@ def test_records_that_do_not_fit_are_all_named(recipe):
     settings["model"]["llm"]["max_length"] = 40
     with pytest.raises(DataError) as caught:
         dry_run(settings, console=quiet())
-    assert "record(s) cannot be used" in str(caught.value)
+    assert "records cannot be used" in str(caught.value)
     assert "the model takes 40" in str(caught.value)
-    assert str(caught.value).count("Sample ") > 1
+    assert str(caught.value).count("data set 'd', d.jsonl, line ") > 1
 
 
 def test_command_trains_nothing(recipe, tmp_path):
@@ -107,7 +108,7 @@ def test_a_stage_too_big_for_the_device_is_pointed_out(recipe):
 
 def with_held_out(recipe, folder, rows):
     """Return a recipe of one evaluated stage: training on two records of patients A and B, held out are `rows`."""
-    for patient in "AB":
+    for patient in "ABC":
         PILImage.new("L", (20, 20), 90).save(folder / f"{patient}.png")
     train = [record(f"t{patient}", patient) for patient in "AB"]
     write_records(folder / "train.jsonl", train)
@@ -125,11 +126,11 @@ def record(identifier, name, **changes):
 
 def test_faulty_held_out_records_are_named(recipe, tmp_path):
     unanswered = record("silent", "A") | {"conversations": turns("<image>\nBright?", "yes")[:1]}
-    rows = [record("lost", "C"), record("fine", "A"), unanswered]
+    rows = [record("lost", "Z"), record("fine", "A"), unanswered]
     with pytest.raises(DataError) as caught:
         dry_run(with_held_out(recipe, tmp_path, rows), console=quiet())
     message = str(caught.value)
-    assert "2 held-out record(s) of stage 's0' cannot be used" in message
+    assert "2 held-out records of stage 's0' cannot be used" in message
     assert "'lost'" in message
     assert "'silent': it has no answer" in message
     assert "'fine'" not in message
@@ -140,7 +141,7 @@ def test_dry_run_counts_patients_shared_with_held_out_data(recipe, tmp_path):
     rows = [record("a1", "A"), record("a2", "A"), record("b", "B")]
     dry_run(with_held_out(recipe, tmp_path, rows), console=Console(file=lines, width=200))
     assert (
-        "LEAK: Stage 's0': 2 patient(s) of the held-out data 'held' are in the training data 'seen'" in lines.getvalue()
+        "LEAK: Stage 's0': 2 patients of the held-out data 'held' are in the training data 'seen'" in lines.getvalue()
     )
 
 
@@ -148,12 +149,12 @@ def test_a_shared_image_without_a_patient_is_a_leak(recipe, tmp_path):
     lines = io.StringIO()
     rows = [record("a", "A", patient=None)]
     dry_run(with_held_out(recipe, tmp_path, rows), console=Console(file=lines, width=200))
-    assert "1 image(s) or volume(s) of the held-out data" in lines.getvalue()
+    assert "1 image or volume of the held-out data" in lines.getvalue()
 
 
 def test_training_warns_of_a_leak_and_names_the_count(recipe, tmp_path, caplog):
     train(with_held_out(recipe, tmp_path, [record("b", "B")]), tmp_path / "run")
-    assert "1 patient(s) of the held-out data 'held' are in the training data 'seen'" in caplog.text
+    assert "1 patient of the held-out data 'held' is in the training data 'seen'" in caplog.text
 
 
 def test_leak_of_an_earlier_stage_is_found(recipe, tmp_path, caplog):
@@ -165,9 +166,59 @@ def test_leak_of_an_earlier_stage_is_found(recipe, tmp_path, caplog):
     settings["stages"] = [first, only | {"name": "s1", "data": ["other"]}]
     lines = io.StringIO()
     dry_run(settings, console=Console(file=lines, width=200))
-    assert "Stage 's1': 1 patient(s) of the held-out data 'held' are in the training data 'seen'" in lines.getvalue()
+    assert "Stage 's1': 1 patient of the held-out data 'held' is in the training data 'seen'" in lines.getvalue()
     settings["stages"] = [first, only | {"name": "s1", "data": ["other"], "from": str(tmp_path)}]
     assert (
         list(leak_warnings(StageContext(load_recipe(settings), load_recipe(settings).stages[1], RunFolder(tmp_path))))
         == []
     )
+
+
+# --- images and volumes -----------------------------------------------------------------------------------------------
+
+
+def test_unreadable_held_out_image_is_named_with_the_records_that_use_it(recipe, tmp_path):
+    settings = with_held_out(recipe, tmp_path, [record("c1", "C"), record("c2", "C"), record("a", "A", patient="D")])
+    (tmp_path / "C.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
+    lines = io.StringIO()
+    with pytest.raises(DataError) as caught:
+        dry_run(settings, console=Console(file=lines, width=200))
+    message = str(caught.value)
+    assert message.startswith("1 image or volume cannot be read:")
+    assert "data set 'held' (held.jsonl), 2 records ('c1', 'c2'): C.png" in message
+    assert "Images and volumes: 3 of 3 read." in lines.getvalue()
+
+
+def test_image_that_no_evaluation_uses_is_not_read(recipe, tmp_path):
+    settings = with_held_out(recipe, tmp_path, [record("a", "A", patient="D"), record("c", "C")])
+    (tmp_path / "C.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
+    settings["stages"][0]["evaluate"] |= {"samples": 1}
+    dry_run(settings, console=quiet())
+
+
+def test_without_time_one_file_of_each_data_set_is_read_and_that_is_said(recipe, tmp_path):
+    settings = load_recipe(with_held_out(recipe, tmp_path, [record("c", "C")]))
+    contexts = [StageContext(settings, stage, RunFolder(tmp_path / "run")) for stage in settings.stages]
+    report = read_media(contexts, seconds=0)
+    assert (report.read, report.files, report.faults) == (2, 3, [])
+    assert "2 of 3 read (a random sample" in report.describe()
+
+
+def test_command_can_leave_images_and_volumes_unread(recipe, tmp_path):
+    settings = with_held_out(recipe, tmp_path, [record("c", "C")])
+    (tmp_path / "C.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
+    write_text(tmp_path / "r.yaml", dump_recipe(load_recipe(settings)))
+    arguments = ["train", str(tmp_path / "r.yaml"), "--dry-run"]
+    assert CliRunner().invoke(app, [*arguments, "--no-read"]).exit_code == 0
+    assert isinstance(CliRunner().invoke(app, arguments).exception, DataError)
+
+
+@pytest.mark.parametrize("place", ["held", "seen"])
+def test_unreadable_image_in_a_run_is_named_with_data_set_and_record(recipe, tmp_path, place):
+    settings = with_held_out(recipe, tmp_path, [record("c", "C")])
+    if place == "seen":
+        write_records(tmp_path / "train.jsonl", [record("c", "C")])
+    (tmp_path / "C.png").write_bytes(b"\x89PNG\r\n\x1a\n cut off")
+    file = {"held": "held.jsonl", "seen": "train.jsonl"}[place]
+    with pytest.raises(DataError, match=f"data set '{place}', {file}, line 1, record 'c': .*C.png"):
+        train(settings, tmp_path / "run")

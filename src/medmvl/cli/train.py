@@ -20,7 +20,12 @@ def train(
         list[str] | None, typer.Option("--set", help="Change a setting: key.path=value; repeatable.")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Continue the run in the run folder.")] = False,
-    dry_run: Annotated[bool, typer.Option(help="Check everything and print the cost; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option(help="Check recipe, records, images and volumes, and print the cost; train nothing.")
+    ] = False,
+    read: Annotated[
+        bool, typer.Option(help="With --dry-run: read images and volumes, for a minute at most; else only find them.")
+    ] = True,
     hardware: Annotated[
         str | None, typer.Option(help="With --dry-run: the machine to estimate for, such as '2xA100-80GB'.")
     ] = None,
@@ -32,7 +37,7 @@ def train(
     if dry_run:
         from medmvl.training.dry_run import dry_run as run_dry
 
-        run_dry(recipe, set_ or (), hardware=hardware)
+        run_dry(recipe, set_ or (), hardware=hardware, read=read)
         return
     from medmvl.training.run import TrainingInterruptedError
     from medmvl.training.run import train as run

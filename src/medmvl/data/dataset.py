@@ -12,6 +12,7 @@ import json
 import os
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +26,7 @@ from medmvl.data.read_options import DEFAULT_READING, with_reading
 from medmvl.data.record import parse_record
 from medmvl.data.roots import MediaRoots, Root
 from medmvl.data.sample import Sample
-from medmvl.errors import DataError
+from medmvl.errors import DataError, MedMVLError, the_named
 from medmvl.files import PathLike, atomic, json_fault, private_folder, resolve_under
 from medmvl.remote import RemotePath, as_root, join
 
@@ -48,6 +49,7 @@ class SampleDataset:
         roots: folders or URLs of the images and volumes; by default the folder that `report.json` next to the file names, else
             the file's own folder.
         tasks: keep only the records whose `task` is one of these; every record is decoded once to find them.
+        name: of the data set in a recipe, for messages.
 
     Raises:
         DataError: here if the file is missing or of another format, or holds no record of `tasks`; on access, naming file,
@@ -60,8 +62,10 @@ class SampleDataset:
         roots: MediaRoots | None = None,
         *,
         tasks: Sequence[str] | None = None,
+        name: str | None = None,
     ) -> None:
         source = as_root(path, "data file")
+        self._name = name
         self.path = local_records(source).resolve()
         roots = MediaRoots.of(roots)
         self.image_root, self.volume_root = roots.of_file(source if isinstance(source, RemotePath) else self.path)
@@ -91,8 +95,22 @@ class SampleDataset:
         return self._rows[self._position(index)]
 
     def where(self, index: int) -> str:
-        """Return file and place of record `index`, for messages."""
-        return self._rows.where(self._position(index))
+        """Return file and place of record `index`, after the name of the data set if it has one, for messages."""
+        where = self._rows.where(self._position(index))
+        return where if self._name is None else f"data set {self._name!r}, {where}"
+
+    @contextmanager
+    def naming(self, index: int) -> Iterator[None]:
+        """Put place and id of record `index` in front of the message of our errors raised inside, unless they name its place."""
+        try:
+            yield
+        except MedMVLError as error:
+            where, message = self.where(index), str(error)
+            if where in message:
+                raise
+            identifier = self.sample(index).id
+            message = message.removeprefix(f"Sample {identifier}: ")
+            raise type(error)(f"{where}, record {identifier!r}: {message}") from error.__cause__
 
     def sample(self, index: int) -> Sample:
         """Return record `index` as a Sample with its paths as written, without looking at the media."""
@@ -120,7 +138,7 @@ class SampleDataset:
         chosen = np.flatnonzero([task in tasks for task in found])
         if not len(chosen):
             raise DataError(
-                f"{self.path} holds no record of the task(s) {', '.join(tasks)}; it has {', '.join(sorted(set(found)))}."
+                f"{self.path} holds no record of {the_named('task', tasks)}; it has {', '.join(sorted(set(found)))}."
             )
         return chosen
 

@@ -7,6 +7,7 @@ resumed on another number of devices, therefore continues with the very next rec
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 
 import numpy as np
 
@@ -131,6 +132,11 @@ class Mixture:
         """Return record `number` with its paths as written; reads no media."""
         dataset, index = self.locate(number)
         return dataset.sample(index)
+
+    def naming(self, number: int) -> AbstractContextManager[None]:
+        """Return a context in which our errors name data set, place and id of record `number`; see `SampleDataset.naming`."""
+        dataset, index = self.locate(number)
+        return dataset.naming(index)
 
     def __getitem__(self, number: int) -> Sample:
         """Return record `number` with absolute, checked paths."""

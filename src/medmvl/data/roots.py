@@ -77,6 +77,29 @@ def conversion_report(file: Root) -> dict[str, object]:
     return content if isinstance(content, dict) and "dataset" in content else {}
 
 
+def records_files(place: Root) -> list[Root]:
+    """Return the records files of a conversion's folder by its report, the training data first; a file stands for itself.
+
+    Raises:
+        DataError: if a folder holds no report of a conversion, or lacks a file that its report names.
+    """
+    if isinstance(place, RemotePath) or not place.is_dir():
+        return [place]
+    splits = conversion_report(place / REPORT).get("records")
+    if not isinstance(splits, dict) or not splits:
+        raise DataError(
+            f"{place} is a folder without the {REPORT} of `medmvl data convert`. Give the folder of a conversion, or name the "
+            "files of records."
+        )
+    found = [place / f"{split}.jsonl" for split in sorted(splits, key=lambda split: (split != "train", split))]
+    for file in found:
+        if not file.is_file():
+            raise DataError(
+                f"{file} is missing, and {place / REPORT} names it. Convert again, or name the files to use."
+            )
+    return list(found)
+
+
 def media_root_of(file: Root) -> Root:
     """Return the media root of a records file: `media_root` of its conversion report, else the file's own folder."""
     noted = str(conversion_report(file).get("media_root", "."))

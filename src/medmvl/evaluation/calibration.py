@@ -18,7 +18,7 @@ from medmvl.evaluation.metrics.vqa import closed_correct, is_closed
 from medmvl.files import PathLike
 from medmvl.inference import GenerationOptions, Predictor
 from medmvl.inference.answering import Answering, AnswerSettings
-from medmvl.inference.batch import run_facts
+from medmvl.inference.batch import encode_answered, run_facts
 from medmvl.inference.calibration import TEMPERATURES, Calibration, nll_over_temperatures, threshold_for
 from medmvl.inference.confidence import rounded
 from medmvl.inference.row_job import RowJob
@@ -90,11 +90,11 @@ def _losses(
     """Return the summed loss of all reference answers at each temperature, (G,), and the number of their tokens."""
     losses, tokens = torch.zeros(len(TEMPERATURES), dtype=torch.float64), 0
     for start in range(0, len(dataset), batch_size):
-        samples = [dataset[index].as_answered() for index in range(start, min(start + batch_size, len(dataset)))]
-        encoded = [predictor.processor.encode(sample, train=True) for sample in samples]
+        indices = range(start, min(start + batch_size, len(dataset)))
+        encoded = [encode_answered(predictor.processor, dataset, index) for index in indices]
         logits, targets, _ = predictor.supervised_logits(encoded)
         losses, tokens = losses + nll_over_temperatures(logits, targets), tokens + len(targets)
-        report(start + len(samples))
+        report(indices.stop)
     return losses, tokens
 
 
@@ -152,7 +152,7 @@ def predict_calibration(
     answering = Answering(calibrated, dataset, AnswerSettings(GenerationOptions(max_new_tokens=64)))
 
     def rows(indices: Sequence[int]) -> Iterator[dict[str, Any]]:
-        encoded = [calibrated.processor.encode(dataset[index].as_answered(), train=True) for index in indices]
+        encoded = [encode_answered(calibrated.processor, dataset, index) for index in indices]
         losses = calibrated.calibrated_losses(encoded)
         for index, row, loss in zip(indices, answering(indices), losses, strict=True):
             assert calibration.threshold is not None

@@ -194,9 +194,11 @@ def predict_endpoint(
     job = RowJob(Path(out), dataset, facts, on_row)
 
     def one(index: int) -> dict[str, Any]:
-        sample = dataset[index].as_question()
+        with dataset.naming(index):
+            sample = dataset[index].as_question()
+            messages = chat_messages(sample)
         written = to_record(dataset.sample(index)) | ({} if sample.answer is None else {"answer": sample.answer})
-        return {**written, "prediction": endpoint.ask(chat_messages(sample))}
+        return {**written, "prediction": endpoint.ask(messages)}
 
     def answer(indices: Sequence[int]) -> Iterator[dict[str, Any]]:
         with ThreadPoolExecutor(endpoint.concurrency) as pool:

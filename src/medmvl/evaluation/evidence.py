@@ -14,7 +14,7 @@ from medmvl.data.dataset import SampleDataset, resolve_below
 from medmvl.data.record import to_record
 from medmvl.data.roots import MediaRoots
 from medmvl.data.sample import Sample
-from medmvl.errors import DataError, naming
+from medmvl.errors import DataError
 from medmvl.evaluation.text import normalize_word
 from medmvl.files import PathLike
 from medmvl.inference import GenerationOptions, Predictor
@@ -91,7 +91,7 @@ class EvidenceRows:
         """Yield the rows of some records, in their order."""
         for index in indices:
             written = self.dataset.sample(index)
-            with naming(f"Record {written.id}"):
+            with self.dataset.naming(index):
                 yield {**to_record(written), **self._measure(self.dataset[index].as_question())}
 
     def _measure(self, sample: Sample) -> dict[str, Any]:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 from medmvl.data.dataset import SampleDataset
 from medmvl.data.record import to_record
 from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_PLACEHOLDER, Sample
-from medmvl.errors import DataError
+from medmvl.errors import DataError, counted
 from medmvl.inference.confidence import rounded
 from medmvl.inference.engine import GenerationOptions
 from medmvl.inference.predictor import Predictor
@@ -103,19 +104,26 @@ class Answering:
             yield self._row(index, samples[index], {**said, **ids})
 
     def _question(self, index: int) -> Sample:
-        sample = self.dataset[index].as_question()
-        return _without_media(sample) if self.settings.control == "text_only" else sample
+        with self.dataset.naming(index):
+            sample = self.dataset[index].as_question()
+            return _without_media(sample) if self.settings.control == "text_only" else sample
+
+    def _naming(self, index: int) -> AbstractContextManager[None]:
+        """Return a context in which errors name the record whose images and volumes are shown."""
+        return self.dataset.naming(index if self._donors is None else self._donors[index])
 
     def _shown(self, index: int, sample: Sample) -> Sample:
         return sample if self._donors is None else _with_media(sample, self.dataset[self._donors[index]])
 
     def _encoded(self, index: int, sample: Sample) -> dict[str, Any]:
-        encoded = self.predictor.encode(self._shown(index, sample))
+        with self._naming(index):
+            encoded = self.predictor.encode(self._shown(index, sample))
         return self.predictor.blank(encoded) if self.settings.control == "blank" else encoded
 
     def _chosen(self, index: int, sample: Sample, options: Sequence[str]) -> dict[str, Any]:
         blank = self.settings.control == "blank"
-        weighed = self.predictor.weigh(self._shown(index, sample), options, blank=blank)
+        with self._naming(index):
+            weighed = self.predictor.weigh(self._shown(index, sample), options, blank=blank)
         best = max(weighed, key=lambda option: weighed[option])
         shares = {option: rounded(value) for option, value in weighed.items()}
         threshold = self.predictor.calibration.resolve(self.settings.options.abstain_below)
@@ -172,7 +180,7 @@ def shuffled_visual_inputs(dataset: SampleDataset) -> list[int]:
             donor = next((other for other in order if _patient(samples[other]) != _patient(samples[index])), None)
             if donor is None:
                 raise DataError(
-                    f"Record {samples[index].id}: no other patient has {images} image(s) and {volumes} volume(s) to show "
+                    f"Record {samples[index].id}: no other patient has {counted(images, 'image')} and {counted(volumes, 'volume')} to show "
                     "instead. The shuffled control needs at least two patients of each kind."
                 )
             donors[index] = donor

@@ -21,6 +21,7 @@ from medmvl.inference.engine import GenerationOptions
 from medmvl.inference.predictor import Predictor
 from medmvl.inference.row_job import RowJob
 from medmvl.inference.shares import Share
+from medmvl.processing import MedMVLProcessor
 from medmvl.processing.read_ahead import media_fetcher
 
 
@@ -86,13 +87,18 @@ def score_file(
     job = RowJob(Path(out), dataset, run_facts(predictor, data, {"score": True}), on_row)
 
     def score(indices: Sequence[int]) -> Iterator[dict[str, Any]]:
-        samples = [dataset[index].as_answered() for index in indices]
-        encoded: list[dict[str, Tensor]] = [predictor.processor.encode(sample, train=True) for sample in samples]
-        for sample, (loss, count) in zip(samples, predictor.losses(encoded), strict=True):
-            yield {"id": sample.id, "loss": loss, "supervised_tokens": count}
+        encoded = [encode_answered(predictor.processor, dataset, index) for index in indices]
+        for index, (loss, count) in zip(indices, predictor.losses(encoded), strict=True):
+            yield {"id": job.ids[index], "loss": loss, "supervised_tokens": count}
 
     fetch = media_fetcher(predictor.processor)
     return job.run(score, batch_size, fetch=lambda index: fetch(dataset[index]))
+
+
+def encode_answered(processor: MedMVLProcessor, dataset: SampleDataset, index: int) -> dict[str, Tensor]:
+    """Return `input_ids` and `labels` (T,) and visual inputs (n, ...) of a record with its answer; errors name the record."""
+    with dataset.naming(index):
+        return processor.encode(dataset[index].as_answered(), train=True)
 
 
 def run_facts(predictor: Predictor, data: PathLike, settings: dict[str, Any]) -> dict[str, Any]:

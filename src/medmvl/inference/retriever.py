@@ -14,7 +14,7 @@ from medmvl.data.dataset import SampleDataset
 from medmvl.data.formats import local_records
 from medmvl.data.record import to_record
 from medmvl.data.roots import MediaRoots
-from medmvl.errors import CheckpointError, DataError
+from medmvl.errors import CheckpointError, DataError, counted
 from medmvl.files import PathLike, sha256
 from medmvl.inference.answering import shuffled_visual_inputs
 from medmvl.inference.batch import model_digest
@@ -86,7 +86,7 @@ class Retriever:
         columns: dict[str, list[Tensor]] = {"visual": [], "texts": [], "visual_key": [], "text_key": []}
         for start in range(0, len(dataset), batch_size):
             stop = min(start + batch_size, len(dataset))
-            batch = self.processor.collate([self.processor.encode(dataset[index]) for index in range(start, stop)])
+            batch = self.processor.collate([self._pair(dataset, index) for index in range(start, stop)])
             columns["visual"].append(self._visual(batch["pixels"]))
             mask = batch["attention_mask"]
             texts = self.model.encode_texts(batch["input_ids"].to(self.model.device), _to(mask, self.model.device))
@@ -102,6 +102,10 @@ class Retriever:
         """Return the feature of a black image or a volume of air, (dim,)."""
         (pixels,) = self.processor.collate([self.processor.encode(dataset[0])])["pixels"]
         return self._visual(self.processor.blank_like(pixels)[None])[0]
+
+    def _pair(self, dataset: SampleDataset, index: int) -> dict[str, Tensor]:
+        with dataset.naming(index):
+            return self.processor.encode(dataset[index])
 
     def _visual(self, pixels: Tensor) -> Tensor:
         return self.model.encode_visual(pixels.to(self.model.device)).cpu()
@@ -136,7 +140,9 @@ def retrieve_file(
     retriever = model if isinstance(model, Retriever) else Retriever.from_pretrained(model)
     dataset = SampleDataset(data, roots)
     if len(dataset) < 2:
-        raise DataError(f"{dataset.path} holds {len(dataset)} record(s); to find one among others takes two at least.")
+        raise DataError(
+            f"{dataset.path} holds {counted(len(dataset), 'record')}; to find one among others takes two at least."
+        )
     facts = {
         "model": model_digest(retriever.model),
         "data": sha256(local_records(data)),

@@ -139,14 +139,21 @@ class StageContext:
 
     def mixture(self) -> Mixture:
         """Return the stage's data."""
-        weights = self.recipe.mixture(self.stage)
-        datasets = {name: self._dataset(name) for name in weights}
-        return Mixture(datasets, weights, self.stage.temperature, self.seed)
+        return Mixture(self.training_data(), self.recipe.mixture(self.stage), self.stage.temperature, self.seed)
+
+    def training_data(self) -> dict[str, SampleDataset]:
+        """Return name -> data set on which the stage trains."""
+        return {name: self._dataset(name) for name in self.recipe.mixture(self.stage)}
 
     def held_out(self) -> dict[str, SampleDataset]:
         """Return name -> data set on which the stage is evaluated."""
         names = self.stage.evaluate.data if self.stage.evaluate is not None else []
         return {name: self._dataset(name) for name in names}
+
+    def evaluated(self, dataset: SampleDataset) -> int:
+        """Return how many of the first records of a held-out data set the stage is evaluated on."""
+        evaluate = self.stage.evaluate
+        return 0 if evaluate is None else min(len(dataset), max(evaluate.samples, evaluate.generate))
 
     def trained_on(self) -> dict[str, SampleDataset]:
         """Return name -> data set of this stage, and of the recipe's stages that it builds on."""
@@ -165,7 +172,7 @@ class StageContext:
             self.recipe.path(root) if root is not None else None for root in (section.image_root, section.volume_root)
         )
         roots = MediaRoots(image, volume, ReadOptions.parse(section.read))
-        return SampleDataset(self.recipe.path(section.path), roots, tasks=section.tasks)
+        return SampleDataset(self.recipe.path(section.path), roots, tasks=section.tasks, name=name)
 
     def use_volume_cache(self, processor: Any) -> None:
         """Let a processor read prepared volumes from the recipe's cache, if it names one.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from medmvl.data.mixture import Mixture
-from medmvl.errors import DataError
+from medmvl.errors import DataError, counted
 from medmvl.files import PathLike
 from medmvl.models.budget import budget, print_budget
 from medmvl.training.build import build_config
@@ -28,6 +28,7 @@ from medmvl.training.cost import (
 from medmvl.training.engine.sampling import BatchLayout
 from medmvl.training.environment import prepare
 from medmvl.training.leaks import leak_warnings
+from medmvl.training.media import read_media
 from medmvl.training.objectives import OBJECTIVES
 from medmvl.training.phantoms import draw_phantoms
 from medmvl.training.recipe import Recipe
@@ -44,17 +45,22 @@ def dry_run(
     *,
     hardware: str | None = None,
     console: Console | None = None,
+    read: bool = True,
 ) -> list[StagePlan]:
     """Check a recipe with its training and held-out data and print its budget; no weight is made or read.
+
+    Checked are all records of the training data, and of held-out data the first `evaluate.samples`, with which an evaluation
+    works. Their images and volumes must be there, and are read for a minute at most; how many were read is printed.
 
     Args:
         recipe, overrides: as for `train`.
         hardware: such as "2xA100-80GB"; hours are estimated for it and memory is compared with it.
         console: where to print; default: standard output.
+        read: whether images and volumes are read.
 
     Raises:
         RecipeError, ModelError: if the recipe or its parts are not usable.
-        DataError: listing the records that do not fit the model.
+        DataError: listing the records that do not fit the model, or the images and volumes that cannot be read.
     """
     recipe = load_recipe(recipe, overrides)
     machine = Hardware.parse(hardware) if hardware is not None else None
@@ -68,8 +74,9 @@ def dry_run(
         print_budget(described.budget, console)
     plans = []
     folder = RunFolder(Path("runs") / recipe.name)  # nothing is read from it
-    for stage in recipe.stages:
-        context = StageContext(recipe, stage, folder)
+    contexts = [StageContext(recipe, stage, folder) for stage in recipe.stages]
+    for context in contexts:
+        stage = context.stage
         costs = OBJECTIVES[stage.objective].costs(context, described)
         plans.append(plan_stage(context, costs, machine))
         check_held_out(context, costs)
@@ -77,8 +84,23 @@ def dry_run(
             console.print(f"LEAK: {warning}", highlight=False, markup=False, soft_wrap=True)
         if costs.budget is not None:
             print_budget(costs.budget, console, costs.title)
+    if read:
+        _check_media(contexts, console)
     _print_plans(plans, machine, console)
     return plans
+
+
+def _check_media(contexts: Sequence[StageContext], console: Console) -> None:
+    """Read images and volumes, and print how many were read and the readers' warnings.
+
+    Raises:
+        DataError: naming those that cannot be read.
+    """
+    report = read_media(contexts)
+    for line in (*(f"warning: {warning}" for warning in report.warnings), report.describe()):
+        if line:
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+    _refuse(report.faults, "image or volume cannot be read", "images and volumes cannot be read")
 
 
 def plan_stage(context: StageContext, costs: StageCosts, machine: Hardware | None) -> StagePlan:
@@ -134,7 +156,8 @@ def measure(mixture: Mixture, costs: StageCosts) -> Lengths:
     longest = truncated = 0
     for number in range(len(mixture)):
         try:
-            size = costs.measure(mixture[number])  # its images and volumes must exist
+            with mixture.naming(number):
+                size = costs.measure(mixture[number])  # its images and volumes must exist
         except DataError as error:
             faults.append(str(error))
             continue
@@ -143,7 +166,7 @@ def measure(mixture: Mixture, costs: StageCosts) -> Lengths:
         for key in ("tokens", "supervised", "images", "volumes"):
             sums[key] += times * getattr(size, key)
         longest, truncated = max(longest, size.length), truncated + size.truncated
-    _refuse(faults, "record(s) cannot be used")
+    _refuse(faults, "record cannot be used", "records cannot be used")
     return Lengths(**sums, longest=longest, truncated=truncated)
 
 
@@ -153,24 +176,23 @@ def check_held_out(context: StageContext, costs: StageCosts) -> None:
     Raises:
         DataError: naming the records that are malformed, do not fit or have no answer.
     """
-    evaluate = context.stage.evaluate
-    if evaluate is None:
-        return
     faults: list[str] = []
-    for name, dataset in context.held_out().items():
-        for index in range(min(len(dataset), max(evaluate.samples, evaluate.generate))):
+    for dataset in context.held_out().values():
+        for index in range(context.evaluated(dataset)):
             try:
-                costs.check_held_out(dataset[index])  # its images and volumes must exist
+                with dataset.naming(index):
+                    costs.check_held_out(dataset[index])  # its images and volumes must exist
             except DataError as error:
-                faults.append(f"{name}: {error}")
-    _refuse(faults, f"held-out record(s) of stage {context.stage.name!r} cannot be used")
+                faults.append(str(error))
+    end = f"of stage {context.stage.name!r} cannot be used"
+    _refuse(faults, f"held-out record {end}", f"held-out records {end}")
 
 
-def _refuse(faults: list[str], what: str) -> None:
-    """Raise with the first faults and the number of all, if there are any."""
+def _refuse(faults: list[str], one: str, several: str) -> None:
+    """Raise with the first faults and the number of all, if there are any; `one` and `several` say of what."""
     if faults:
         more = f"\n  ... and {len(faults) - NAMED_FAULTS} more" if len(faults) > NAMED_FAULTS else ""
-        raise DataError("\n  ".join([f"{len(faults)} {what}:", *faults[:NAMED_FAULTS]]) + more)
+        raise DataError("\n  ".join([f"{counted(len(faults), one, several)}:", *faults[:NAMED_FAULTS]]) + more)
 
 
 #: What stands below the plan's table.
@@ -198,7 +220,7 @@ def _print_plans(plans: list[StagePlan], machine: Hardware | None, console: Cons
     for plan in plans:
         if plan.truncated:
             console.print(
-                f"Stage {plan.name!r}: {plan.truncated:,} text(s) are longer than the text encoder takes and are truncated."
+                f"Stage {plan.name!r}: {counted(plan.truncated, 'text is', 'texts are')} longer than the text encoder takes, and truncated."
             )
         if machine is not None and plan.gigabytes > 0.9 * machine.gigabytes:
             console.print(

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from medmvl.data.converters.converter import Job
 from medmvl.data.converters.media import export_bytes, usable_source
 from medmvl.data.converters.own_identity import Identity, Masker, PathScreen
+from medmvl.data.origins import Origins
 from medmvl.files import atomic
 
 _SUFFIXES = (
@@ -75,7 +77,9 @@ class MediaWriter:
 
     def _link(self, source: Path, kind: str) -> str:
         """Link a file or DICOM folder below `out/media`; the name is a keyed digest of the path."""
-        target = f"media/{self._masker.pseudonyms.token(str(source))}"
+        token = self._masker.pseudonyms.token(str(source))
+        self._origins.add(token, source)
+        target = f"media/{token}"
         if source.is_dir():
             files = sorted(file for file in source.rglob("*") if file.is_file())
             for number, file in enumerate(files):
@@ -84,6 +88,10 @@ class MediaWriter:
         target += _suffix(source)
         _link_file(source, self._job.out / target)
         return target
+
+    @cached_property
+    def _origins(self) -> Origins:
+        return Origins(self._masker.pseudonyms.key_file)
 
     def _embedded(self, entry: Any, kind: str, row: str) -> str | None:
         data = entry.get("bytes") if isinstance(entry, dict) else entry

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -132,9 +133,9 @@ def store_features(
         share = f"{mixture.fingerprint}, {rank} of {world}"
         if stores[modality].holds_all_of(share):
             continue
-        wanted = sorted(
-            {path for number in range(rank, len(mixture), world) for path in _media(mixture[number])[modality]}
-        )
+        numbers = reversed(range(rank, len(mixture), world))  # of each path the first record stays
+        users = {path: number for number in numbers for path in _media(mixture[number])[modality]}
+        wanted = sorted(users)
         missing = [path for path in wanted if media_key(path) not in stores[modality]]
         # Features that are stored were checked when they were made.
         reason = _why_not_stored(tower, processor, mixture, modality, model.device, autocast) if missing else None
@@ -143,7 +144,8 @@ def store_features(
             if rank == 0:
                 logger.warning("This stage trains without stored features of %ss: %s.", modality, reason)
             continue
-        _fill(stores[modality], tower, missing, processor, modality, model.device, autocast)
+        prepare = partial(_prepared, _preparer(processor, modality), mixture, users)
+        _fill(stores[modality], tower, missing, prepare, modality, model.device, autocast)
         stores[modality].note_all_of(share)
     return StoredMedia(processor, stores)
 
@@ -176,12 +178,11 @@ def _fill(
     store: FeatureStore,
     tower: Tower,
     paths: list[str],
-    processor: MedMVLProcessor,
+    prepare: Callable[[str], Tensor],
     modality: str,
     device: torch.device,
     autocast: Any,
 ) -> None:
-    prepare = _preparer(processor, modality)
     with progress_bar(f"features of {modality}s", len(paths)) as bar, torch.no_grad():
         bar.update(0)
         for batch in _batches(paths, BATCH[modality]):
@@ -194,6 +195,12 @@ def _fill(
             for path, one in zip(batch, features, strict=True):
                 store.put(media_key(path), one)
             bar.update(bar.done + len(batch))
+
+
+def _prepared(prepare: Callable[[str], Tensor], mixture: Mixture, users: Mapping[str, int], path: str) -> Tensor:
+    """Return the prepared pixels of a file; an error names the first record that uses it."""
+    with mixture.naming(users[path]):
+        return prepare(path)
 
 
 def _batches(paths: list[str], size: int) -> Iterator[list[str]]:

@@ -63,8 +63,9 @@ class TrainingDataset(Dataset[EncodedSample]):
         if number in self._cached:
             return self._cached[number]
         try:
-            sample = self._mixture[number]
-            encoded = EncodedSample(sample.id, self._encode(sample))
+            with self._mixture.naming(number):
+                sample = self._mixture[number]
+                encoded = EncodedSample(sample.id, self._encode(sample))
         except MedMVLError as error:
             return EncodedSample("", error=error)
         size = sum(value.nbytes for value in encoded.inputs.values())

@@ -307,16 +307,22 @@ class LanguageObjective(Objective):
         return engine.sum(sums).cpu()
 
     def _with_answer(self, dataset: SampleDataset, index: int) -> EncodedSample:
-        sample = dataset[index].as_compared()
-        return EncodedSample(sample.id, self.processor.encode(sample, train=True))
+        with dataset.naming(index):
+            sample = dataset[index].as_compared()
+            return EncodedSample(sample.id, self.processor.encode(sample, train=True))
+
+    def _prompt(self, dataset: SampleDataset, index: int) -> dict[str, Tensor]:
+        with dataset.naming(index):
+            return self.processor.encode(dataset[index].as_question(), train=False)
 
     def _answers(self, engine: Engine, dataset: SampleDataset) -> Iterator[dict[str, Any]]:
         """Yield the greedy answers to the first records of a data set, with the true ones."""
         options = GenerationOptions(max_new_tokens=self._settings.max_new_tokens)
         count = min(self._settings.eval_answers, len(dataset))
         for start in range(0, count, BATCH):
-            samples = [dataset[index].as_question() for index in range(start, min(start + BATCH, count))]
-            encoded = [engine.to_device(self.processor.encode(sample, train=False)) for sample in samples]
+            indices = range(start, min(start + BATCH, count))
+            samples = [dataset[index].as_question() for index in indices]
+            encoded = [engine.to_device(self._prompt(dataset, index)) for index in indices]
             with attention(self.model.language_model, self._own_attention):
                 answers = generate_answers(self.model, self.processor, encoded, options)
             for sample, answer in zip(samples, answers, strict=True):

@@ -55,6 +55,11 @@ def evaluate_retrieval(
     return {"loss": float(loss), "pairs": len(visual), **recalls(found)}, rows
 
 
+def _pair(processor: PairProcessor, dataset: SampleDataset, index: int) -> dict[str, Tensor]:
+    with dataset.naming(index):
+        return processor.encode(dataset[index])
+
+
 def _features(
     engine: Engine, model: DualEncoder, processor: PairProcessor, dataset: SampleDataset, samples: int
 ) -> tuple[Tensor, Tensor, Pairing]:
@@ -63,7 +68,7 @@ def _features(
     chosen = range(count)[engine.rank :: engine.world]
     columns: dict[str, list[Tensor]] = {"visual": [], "texts": [], "visual_key": [], "text_key": []}
     for start in range(0, len(chosen), BATCH):
-        pairs = [processor.encode(dataset[index]) for index in chosen[start : start + BATCH]]
+        pairs = [_pair(processor, dataset, index) for index in chosen[start : start + BATCH]]
         batch = engine.to_device(processor.collate(pairs))
         with engine.autocast():
             output = model(**{key: batch[key] for key in INPUTS})
