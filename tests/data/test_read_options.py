@@ -92,6 +92,16 @@ def test_messages_are_spelled_for_their_command():
     assert "`read: {units: HU}`" in spell_recipe(message)
 
 
+def test_place_of_a_remedy_is_said_once():
+    message = "Read it with gaps='fill' (interpolate) or gaps='keep' (as if regular)."
+    recipe, protocol = spell_recipe(message), spell_protocol(message)
+    assert recipe.startswith(
+        "Read it with `read: {gaps: fill}` (interpolate) or `read: {gaps: keep}` (as if regular). `read` is"
+    )
+    assert protocol.count("section of the protocol") == recipe.count("a data set in the recipe") == 1
+    assert spell_recipe("It is empty.") == "It is empty."
+
+
 def test_report_json_names_the_media_root(tmp_path, mr):
     (tmp_path / "records").mkdir()
     write_records(tmp_path / "records/train.jsonl", [mr])

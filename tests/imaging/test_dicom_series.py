@@ -72,15 +72,27 @@ def test_missing_slices_are_refused_or_filled(tmp_path: Path) -> None:
     write_series(tmp_path, hu, shuffle=False)
     (tmp_path / "0003.dcm").unlink()
     (tmp_path / "0004.dcm").unlink()
-    with pytest.raises(ImagingError, match=r"2 slice\(s\) are missing.*9\.00 -> 15\.00"):
+    between = r"between \S*/0002\.dcm \S*.*and \S*/0005\.dcm"
+    with pytest.raises(ImagingError, match=rf"2 slices are missing.*6 mm {between}.*9\.00 -> 15\.00"):
         read_volume(tmp_path)
     filled = read_volume(tmp_path, gaps="fill")
     np.testing.assert_array_equal(filled.array, hu)  # linear values: interpolation restores them
-    assert filled.warnings
+    assert "between 0002.dcm" in filled.warnings[0]  # no whole path: warnings are stored
     kept = read_volume(tmp_path, gaps="keep")
     assert kept.shape == (6, 4, 5)
     with pytest.raises(ImagingError, match="gaps="):
         read_volume(tmp_path, gaps="ignore")  # type: ignore[arg-type]
+
+
+def test_one_missing_slice_is_named_by_the_instances_around_it(tmp_path: Path) -> None:
+    for index in (0, 1, 2, 4):
+        stored = np.zeros((4, 5), dtype=np.uint16)
+        dataset = slice_dataset(stored, (0, 0, 2.0 * index), InstanceNumber=9 - index)
+        dataset.save_as(tmp_path / f"{index}.dcm", enforce_file_format=True)
+    with pytest.raises(ImagingError, match="1 slice is missing") as caught:
+        read_volume(tmp_path)
+    assert f"4 mm between {tmp_path}/2.dcm (instance 7) and {tmp_path}/4.dcm (instance 5)" in str(caught.value)
+    assert "(s)" not in str(caught.value)
 
 
 def test_irregular_spacing_is_refused(tmp_path: Path) -> None:
@@ -276,7 +288,7 @@ def test_stray_slice_of_the_series_is_reported(tmp_path: Path) -> None:
     stray.save_as(tmp_path / "stray.dcm", enforce_file_format=True)
     volume = read_volume(tmp_path)
     np.testing.assert_array_equal(volume.array, hu)
-    assert any("1 slice(s) of the series with another orientation" in warning for warning in volume.warnings)
+    assert any("1 slice of the series with another orientation" in warning for warning in volume.warnings)
 
 
 def test_spacing_with_more_digits_is_the_same(tmp_path: Path) -> None:

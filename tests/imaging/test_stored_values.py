@@ -72,7 +72,7 @@ def test_bits_above_the_stored_ones_are_ignored(as_jpeg2000: bool, tmp_path: Pat
         dataset.save_as(tmp_path / f"{index}.dcm", enforce_file_format=True)
     volume, image = read_volume(tmp_path), read_image(tmp_path / "0.dcm")
     assert np.unique(volume.array).tolist() == np.unique(image.array).tolist() == [-1000, 40]
-    assert any("bits beyond BitsStored ignored in 4 slice(s)" in step for step in volume.history)
+    assert any("bits beyond BitsStored ignored in 4 slices" in step for step in volume.history)
 
 
 def test_signed_values_are_extended_from_the_high_bit(tmp_path: Path) -> None:

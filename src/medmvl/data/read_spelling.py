@@ -43,22 +43,26 @@ def spell_flags(message: str) -> str:
 
 
 def spell_recipe(message: str) -> str:
-    """Return a message in which Python arguments of the readers are spelled as a data set's `read` in a recipe."""
+    """Return a message in which Python arguments of the readers are spelled as `read` of a recipe: gaps='fill' as `read: {gaps: fill}`.
 
-    def key(match: re.Match[str]) -> str:
-        value = _value(match).replace("(", "[").replace(")", "]")
-        return f"`read: {{{match[1]}: {value}}}` of the data set or record"
-
-    return _NAMED.sub(key, message)
+    Where `read` stands is said once, at the end.
+    """
+    spelled = _NAMED.sub(lambda match: f"`read: {{{match[1]}: {_yaml(match)}}}`", message)
+    return spelled if spelled == message else f"{spelled} `read` is a key of a data set in the recipe, or of a record."
 
 
 def spell_protocol(message: str) -> str:
-    """Return a message in which arguments that a protocol takes are spelled as its keys: gaps='fill' as `series.gaps: fill`."""
+    """Return a message in which arguments that a protocol takes are spelled as its keys: gaps='fill' as `series.gaps: fill`.
+
+    That the keys are the protocol's is said once, at the end.
+    """
 
     def key(match: re.Match[str]) -> str:
-        if match[1] not in PROTOCOL_KEYS:
-            return match[0]
-        value = _value(match).replace("(", "[").replace(")", "]")
-        return f"`series.{match[1]}: {value}` of the protocol"
+        return f"`series.{match[1]}: {_yaml(match)}`" if match[1] in PROTOCOL_KEYS else match[0]
 
-    return _NAMED.sub(key, message)
+    spelled = _NAMED.sub(key, message)
+    return spelled if spelled == message else f"{spelled} `series` is a section of the protocol."
+
+
+def _yaml(match: re.Match[str]) -> str:
+    return _value(match).replace("(", "[").replace(")", "]")

@@ -9,7 +9,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from medmvl.errors import ImagingError
+from medmvl.errors import ImagingError, the_named
 from medmvl.files import PathLike, existing_file
 
 _COLUMNS = ("VolumeName", "RescaleSlope", "RescaleIntercept", "XYSpacing", "ZSpacing")
@@ -39,7 +39,7 @@ class RescaleTable:
             raise ImagingError(f"{self.path} is not a csv table: {error}.") from error
         missing = [name for name in _COLUMNS if name not in names]
         if missing:
-            raise ImagingError(f"{self.path} lacks the column(s) {', '.join(missing)} of CT-RATE's metadata.")
+            raise ImagingError(f"{self.path} lacks {the_named('column', missing)} of CT-RATE's metadata.")
         self._rows = {row["VolumeName"]: {name: row[name] for name in _COLUMNS} for row in rows}
 
     def __len__(self) -> int:

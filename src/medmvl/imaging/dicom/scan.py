@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
-from medmvl.errors import DataError, ImagingError, require_path
+from medmvl.errors import DataError, ImagingError, counted, require_path
 from medmvl.imaging.dicom.dataset import MalformedError, decimal, functional_group, translate_pydicom_errors
 from medmvl.imaging.dicom.headers import Header, HeaderReader, Slice, sop_class
 from medmvl.imaging.dicom.known_values import known_modality, known_uid
@@ -19,6 +19,9 @@ from medmvl.imaging.dicom.membership import damaged_slices, is_capture
 
 #: direction cosines that differ by less than this are the same direction (0.06 degrees)
 _SAME_DIRECTION = 1e-3
+#: why files are left out that are no slices, and what users call such files
+_UNPLACED = "without position or orientation"
+_LIKE = {_UNPLACED: ", as radiographs are"}
 #: most file names listed in one sentence
 _MOST_NAMES = 50
 
@@ -102,7 +105,7 @@ class Scan:
     def sentences(self, paths: bool = False) -> list[str]:
         """Return a sentence for each reason why files were left out, which lists them as `names` does."""
         return [
-            f"left out: {len(files)} file(s) or frame(s) {reason}: {self.names(files, paths)}"
+            f"left out: {counted(len(files), 'file or frame', 'files or frames')} {reason}: {self.names(files, paths)}"
             for reason, files in sorted(self.left_out.items())
         ]
 
@@ -197,7 +200,7 @@ def _sort_in(
         return
     for item in header.slices:
         if item is None:
-            left_out["without position or orientation"].append(file)
+            left_out[_UNPLACED].append(file)
             found.unplaced.append(Unplaced(file, uid, sop_class(header.dataset)))
         else:
             groups[item.group].append((item, header.dataset))
@@ -246,6 +249,26 @@ def choose_series(found: Scan, wanted: str | None, path: Path) -> Series:
                 "take it out of the folder."
             )
     return chosen
+
+
+def describe_choice(path: Path, wanted: str | None) -> tuple[str, list[str]]:
+    """Return the description of the series that `read_dicom_volume` takes from a folder, and what it leaves out, without names.
+
+    Args:
+        path: the folder.
+        wanted: the series that was asked for, as for `read_volume`.
+
+    Raises:
+        ImagingError: as for `choose_series`.
+    """
+    found = scan(path)
+    chosen = choose_series(found, wanted, path)
+    others = [f"another series ({series.describe()})" for series in found.series if series is not chosen]
+    files = [
+        f"{counted(len(dict.fromkeys(paths)), 'file')} {reason}{_LIKE.get(reason, '')}"
+        for reason, paths in sorted(found.left_out.items())
+    ]
+    return chosen.describe(), others + files
 
 
 def _base(uid: str) -> str:

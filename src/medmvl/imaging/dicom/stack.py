@@ -9,7 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from medmvl.errors import ImagingError
+from medmvl.errors import ImagingError, counted
+from medmvl.imaging.dicom.dataset import MalformedError, decimal, open_dicom
 from medmvl.imaging.dicom.headers import Slice
 from medmvl.imaging.dicom.scan import Series
 
@@ -21,6 +22,8 @@ SAME_POSITION = 1e-3
 IRREGULAR = 0.05
 #: a step means missing slices if it is this close to a multiple of the median step, in median steps
 WHOLE_STEPS = 0.1
+#: irregular steps that a message names
+_NAMED_STEPS = 4
 
 
 def order_slices(series: Series, path: Path, history: list[str]) -> tuple[list[Slice], np.ndarray]:
@@ -111,11 +114,12 @@ def check_straight(slices: list[Slice], positions: np.ndarray, gaps: Gaps, path:
 
 
 def check_steps(
-    positions: np.ndarray, gaps: Gaps, path: Path, history: list[str]
+    slices: list[Slice], positions: np.ndarray, gaps: Gaps, path: Path, history: list[str]
 ) -> tuple[np.ndarray | None, list[str]]:
     """Check the steps between slices.
 
     Args:
+        slices: in the order of their positions.
         positions: (D,) mm along the normal.
 
     Returns:
@@ -132,20 +136,55 @@ def check_steps(
     ratios = steps[odd] / usual
     missing = np.rint(ratios).astype(int) - 1
     multiples = bool((missing > 0).all() and (np.abs(ratios - np.rint(ratios)) <= WHOLE_STEPS).all())
-    found_at = ", ".join(f"{positions[i]:.2f} -> {positions[i + 1]:.2f}" for i in np.flatnonzero(odd)[:8])
-    count = int(odd.sum())
-    what = f"{missing.sum()} slice(s) are missing" if multiples else "the slices are not evenly spaced"
-    found = f"{what}: the usual step is {usual:.3g} mm, {count} step(s) differ (mm: {found_at}{', ...' if count > 8 else ''})"
+    lacking = counted(int(missing.sum()), "slice is missing", "slices are missing")
+    what = lacking if multiples else "the slices are not evenly spaced"
+
+    def found(whole_paths: bool) -> str:
+        return f"{what}: {_odd_steps(slices, positions, odd, None if whole_paths else path)}"
+
     if gaps == "refuse":
         raise ImagingError(
-            f"{path}: {found}. Get the whole series, or read it with gaps='fill' (interpolate between neighbors) or "
-            "gaps='keep' (take the slices as if they were regular)."
+            f"{path}: {found(whole_paths=True)}. Get the whole series, or read it with gaps='fill' (interpolate between "
+            "neighbors) or gaps='keep' (take the slices as if they were regular)."
         )
     if gaps == "keep":
-        return None, [found + "; taken as if regular"]
+        return None, [found(whole_paths=False) + "; taken as if regular"]
     number = round((positions[-1] - positions[0]) / usual) + 1
     history.append(f"interpolated along the stack to {number} regular slices")
-    return np.linspace(positions[0], positions[-1], number), [found + "; filled by interpolation"]
+    return np.linspace(positions[0], positions[-1], number), [found(whole_paths=False) + "; filled by interpolation"]
+
+
+def _odd_steps(slices: list[Slice], positions: np.ndarray, odd: np.ndarray, root: Path | None) -> str:
+    """Return the irregular steps with the files on both sides of each.
+
+    Args:
+        positions: (D,) mm along the normal.
+        odd: (D - 1,) whether the step behind a slice is irregular.
+        root: folder that files are named from; None: whole paths, as in error messages (see `Scan.names`).
+    """
+    steps, places = np.diff(positions), np.flatnonzero(odd)
+    named = [
+        f"{steps[i]:.3g} mm between {_name(slices[i], root)} and {_name(slices[i + 1], root)} (at {positions[i]:.2f} -> "
+        f"{positions[i + 1]:.2f} mm)"
+        for i in places[:_NAMED_STEPS]
+    ]
+    more = f", and {counted(len(places) - len(named), 'more such step')}" if len(places) > len(named) else ""
+    return f"the usual step is {np.median(steps):.3g} mm, but it is {', '.join(named)}{more}"
+
+
+def _name(item: Slice, root: Path | None) -> str:
+    """Return the file of a slice with its frame or its instance number, by which a PACS lists it."""
+    inside = root is not None and item.path != root
+    file = str(item.path.relative_to(root)) if root is not None and inside else str(item.path)
+    if item.frame is not None:
+        return f"frame {item.frame + 1}" if item.path == root else f"frame {item.frame + 1} of {file}"
+    try:
+        number = decimal(
+            open_dicom(item.path, stop_before_pixels=True, specific_tags=["InstanceNumber"]), "InstanceNumber"
+        )
+    except (ImagingError, MalformedError):  # it only helps to find the file
+        number = None
+    return file if number is None else f"{file} (instance {number:g})"
 
 
 def interpolate_slices(array: np.ndarray, positions: np.ndarray, targets: np.ndarray) -> np.ndarray:

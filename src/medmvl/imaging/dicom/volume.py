@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medmvl.errors import ImagingError, naming
+from medmvl.errors import ImagingError, counted, naming
 from medmvl.imaging.dicom.headers import Slice
 from medmvl.imaging.dicom.pixels import Loaded, load_slices
 from medmvl.imaging.dicom.scan import Scan, Series, choose_series, same_direction, scan
@@ -71,7 +71,7 @@ def read_dicom_volume(
     slices, positions = order_slices(chosen, path, history)
     if not chosen.states_spacing:
         slices = with_declared_spacing(slices, positions, spacing, path)
-    targets, irregular = check_steps(positions, gaps, path, history)
+    targets, irregular = check_steps(slices, positions, gaps, path, history)
     check_bytes(chosen.voxel_count * 4, path, max_bytes)
     loaded = load_slices(slices, chosen)
     warnings += [*irregular, *check_straight(slices, positions, gaps, path)]
@@ -151,15 +151,15 @@ def _unused_series(chosen: Series, found: Scan, path: Path, explicit: bool) -> l
                     "it again, or read the others alone with series='largest'."
                 )
             warnings.append(
-                f"{len(other.slices)} slice(s) of the series with another orientation, matrix or spacing left out: {names}"
+                f"{counted(len(other.slices), 'slice')} of the series with another orientation, matrix or spacing left out: {names}"
             )
             continue
         continues = _continues(other, chosen)
         if continues and not explicit:
             files = found.names((item.path for item in other.slices), paths=True)
             raise ImagingError(
-                f"{path}: {len(other.slices)} slice(s) continue the volume but carry another series UID, as if they had "
-                f"been sent again: {files}. Give them the UID of the series, or read the others alone with "
+                f"{path}: {counted(len(other.slices), 'slice continues', 'slices continue')} the volume under another series "
+                f"UID, as if sent again: {files}. Give them the UID of the series, or read the others alone with "
                 f"series={chosen.uid!r}."
             )
         note = " although they continue the volume" if continues else ""
@@ -201,12 +201,14 @@ def _continues(other: Series, chosen: Series, any_matrix: bool = False) -> bool:
 
 def _findings(loaded: Loaded, slices: list[Slice], found: Scan) -> list[str]:
     """Return warnings about the loaded values and about positions that cannot be compared (PS3.3 C.7.4.1.1.1)."""
-    warnings = [f"{note} in {count} slice(s)" for note, count in sorted(loaded.warnings.items())]
+    warnings = [f"{note} in {counted(count, 'slice')}" for note, count in sorted(loaded.warnings.items())]
     references = len({item.reference for item in slices})
     if references > 1:
         warnings.append(f"the slices state {references} frames of reference: their positions may not fit together")
     if loaded.constant:
-        warnings.append(f"{len(loaded.constant)} slice(s) hold a single value: {found.names(loaded.constant)}")
+        warnings.append(
+            f"{counted(len(loaded.constant), 'slice holds', 'slices hold')} a single value: {found.names(loaded.constant)}"
+        )
     return warnings
 
 
@@ -228,7 +230,7 @@ def _loading_history(loaded: Loaded, slices: list[Slice]) -> list[str]:
     """Return what was done to the stored values."""
     rescales = {(item.values.rescale.slope, item.values.rescale.intercept) for item in slices}
     slope, intercept = next(iter(rescales))
-    lines = [f"{note} in {count} slice(s)" for note, count in sorted(loaded.notes.items())]
+    lines = [f"{note} in {counted(count, 'slice')}" for note, count in sorted(loaded.notes.items())]
     if len(rescales) > 1:
         lines.append(f"rescaled slice by slice ({len(rescales)} different slopes and intercepts)")
     elif slices[0].values.rescale.stated:

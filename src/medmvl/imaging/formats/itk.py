@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from medmvl.errors import ImagingError, naming, require
+from medmvl.errors import ImagingError, counted, naming, require
 from medmvl.imaging.decoder import DECODER, DecoderError
 from medmvl.imaging.limits import check_bytes, check_ratio
 from medmvl.imaging.units import decide_units
@@ -35,7 +35,7 @@ def read_itk(path: Path, *, units: Units | None, spacing: Sequence[float] | None
             raise ImagingError(f"{path} is empty: its size is {tuple(header['size'])}.")
         if len(header["size"]) != 3 or header["components"] != 1:
             raise ImagingError(
-                f"{path} has size {tuple(header['size'])} and {header['components']} value(s) per voxel; a volume has three "
+                f"{path} has size {tuple(header['size'])} and {counted(header['components'], 'value')} per voxel; a volume has three "
                 "axes and one value."
             )
         array = DECODER.itk_voxels(path.resolve(), voxels)

@@ -11,7 +11,7 @@ import numpy as np
 import PIL.Image
 from PIL import ExifTags, ImageSequence, TiffImagePlugin
 
-from medmvl.errors import ImagingError
+from medmvl.errors import ImagingError, counted
 from medmvl.imaging.formats.arrays import load_array
 from medmvl.imaging.formats.netpbm import full_range, keep_stored_values
 from medmvl.imaging.image import Image
@@ -268,5 +268,5 @@ def choose_frame(frame: int | None, count: int, path: Path) -> int:
             return 0
         raise ImagingError(f"{path} holds {count} frames. Say which one: frame=0 to {count - 1}.")
     if not 0 <= frame < count:
-        raise ImagingError(f"{path} holds {count} frame(s); frame {frame} is not among 0 to {count - 1}.")
+        raise ImagingError(f"{path} holds {counted(count, 'frame')}; frame {frame} is not among 0 to {count - 1}.")
     return frame
