@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from imaging.dicom_writing import slice_dataset, write_series
 from medmvl import Predictor
 from medmvl.cli import main as command_line
 from medmvl.cli.ask import _print_stream
@@ -326,7 +329,7 @@ def test_file_without_answers_is_reported(medmvl, tmp_path):
     write_json(tmp_path / "d.json", rows)
     status, out, _ = medmvl("data", "check", tmp_path / "d.json")
     assert status == 0
-    assert "3 record(s), no fault" in out
+    assert "3 records, no fault" in out
     assert "1 of them hold no answer" in out
 
 
@@ -342,3 +345,48 @@ def test_no_bars_are_written_into_a_log(model_folder):
     picture, confidence = done.stderr.splitlines()
     assert picture == "No picture was given (--image, --volume): the model answers without seeing anything."
     assert confidence.startswith("  (confidence ")
+
+
+# --- notes of what a question shows -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def patient_folder(tmp_path):
+    """A folder named by a patient, with a CT series and a file without a position, as a radiograph is."""
+    folder = write_series(tmp_path / "QUISENBERRY", np.zeros((6, 40, 40), np.int16))
+    lone = slice_dataset(np.zeros((4, 5), np.uint16), (0, 0, 0), SeriesInstanceUID="1.2.3", ImagePositionPatient=None)
+    lone.save_as(folder / "film.dcm", enforce_file_format=True)
+    return folder
+
+
+def test_ask_names_the_series_it_takes_and_what_it_leaves_out(medmvl, model_folder, patient_folder):
+    arguments = ["ask", "--model", model_folder, "--volume", patient_folder, "--max-new-tokens", "2", "What?"]
+    status, _, err = medmvl(*arguments)
+    assert status == 0, err
+    note = next(line for line in err.splitlines() if line.startswith("note: "))
+    assert "The volume is the series CT axial, 6 slices of 40x40" in note
+    assert "1 file without position or orientation, as radiographs are" in note
+    assert "QUISENBERRY" not in err
+    (patient_folder / "film.dcm").unlink()
+    assert "note: " not in medmvl(*arguments)[2]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "note"),
+    [
+        (
+            StoredPrompts((), 1, 1, together=1),
+            "trained with either an image or a volume at a time; 1 image and 1 volume",
+        ),
+        (StoredPrompts((), 1, 1, together=2), ""),
+        (StoredPrompts((), 1, 1), ""),  # a folder that does not say
+    ],
+)
+def test_ask_says_that_a_model_never_saw_an_image_with_a_volume(medmvl, model_folder, media, tmp_path, prompts, note):
+    shutil.copytree(model_folder, tmp_path / "model")
+    prompts.save(tmp_path / "model")
+    given = ["--image", media / "a.png", "--volume", media / "a.npy", "--units", "HU"]
+    status, _, err = medmvl("ask", "--model", tmp_path / "model", *given, "--max-new-tokens", "2", "What?")
+    assert status == 0, err
+    assert note in err
+    assert ("note: " in err) == bool(note)

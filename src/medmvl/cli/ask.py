@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from medmvl.cli import options as o
+from medmvl.cli.input_notes import note_inputs
 from medmvl.cli.read_flags import with_read_flags
 from medmvl.data.read_options import ReadOptions
 
@@ -51,6 +52,7 @@ def ask(
         from medmvl.inference.confidence import rounded
 
         predictor = Predictor.from_pretrained(model, device=device, dtype=dtype, template=template)
+    note_inputs(model, images, volumes, reading)
     options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "num_beams": num_beams}
     options["abstain_below"] = o.confidence(abstain_below)
     rows = []

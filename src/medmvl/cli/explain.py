@@ -9,6 +9,7 @@ import typer
 
 from medmvl.cli import options as o
 from medmvl.cli.ask import check_questions, visual_files
+from medmvl.cli.input_notes import note_inputs
 from medmvl.cli.read_flags import with_read_flags
 from medmvl.data.read_options import ReadOptions
 
@@ -55,6 +56,7 @@ def explain(
         raise DataError("Give the picture that the answer is about: --image FILE or --volume PATH.")
     with OutputLock(out, folder=True):
         predictor = Predictor.from_pretrained(model, device=device, dtype=dtype, template=template)
+        note_inputs(model, images, volumes, reading)
         with progress_bar("explaining") as bar:
             evidence = predictor.explain(
                 question,

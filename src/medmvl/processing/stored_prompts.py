@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_PLACEHOLDER, Sample
+from medmvl.errors import counted
 from medmvl.files import read_json, write_json
 
 FILE = "prompts.json"
@@ -59,6 +60,7 @@ class StoredPrompts:
         tasks: empty if the folder holds no such file.
         images, volumes: most images and volumes of one training record; 0 if it is not known.
         synthetic: whether it was trained on phantoms drawn by this toolkit.
+        together: most images and volumes together of one training record; 0 if it is not known.
         dialogs: whether a training record about a picture holds several questions; None if it is not known.
     """
 
@@ -66,6 +68,7 @@ class StoredPrompts:
     images: int = 0
     volumes: int = 0
     synthetic: bool = False
+    together: int = 0
     dialogs: bool | None = None
 
     def or_of(self, base: StoredPrompts) -> StoredPrompts:
@@ -79,9 +82,22 @@ class StoredPrompts:
             base,
             images=self.images or base.images,
             volumes=self.volumes or base.volumes,
+            together=self.together or base.together,
             synthetic=self.synthetic,
             dialogs=base.dialogs if self.dialogs is None else self.dialogs,
         )
+
+    def beyond_training(self, images: int, volumes: int) -> str:
+        """Return how a question shows more than any training record, or "" if it does not or that is not known."""
+        for what, given, most in (("image", images, self.images), ("volume", volumes, self.volumes)):
+            if most and given > most:
+                return f"The model was trained with at most {counted(most, what)} at a time; {given} were given."
+        if images and volumes and images + volumes > self.together > 0:
+            most = (
+                "either an image or a volume" if self.together == 1 else f"at most {self.together} images and volumes"
+            )
+            return f"The model was trained with {most} at a time; {counted(images, 'image')} and {counted(volumes, 'volume')} were given."
+        return ""
 
     def save(self, folder: Path) -> None:
         """Write the file into a checkpoint folder."""
@@ -102,9 +118,10 @@ def read_prompts(folder: Path) -> StoredPrompts:
             )
             for task in found["tasks"]
         )
-        dialogs = found.get("dialogs")  # checkpoints of before 2026-12 do not state it
-        counts = int(found["images"]), int(found["volumes"])
-        return StoredPrompts(tasks, *counts, bool(found["synthetic"]), None if dialogs is None else bool(dialogs))
+        counts = {key: int(found.get(key, 0)) for key in ("images", "volumes", "together")}
+        dialogs = found.get("dialogs")  # checkpoints of before 2026-12 state neither it nor `together`
+        dialogs = None if dialogs is None else bool(dialogs)
+        return StoredPrompts(tasks, **counts, synthetic=bool(found["synthetic"]), dialogs=dialogs)
     except Exception:  # a page without task buttons is better than none
         return StoredPrompts()
 
@@ -119,11 +136,12 @@ def collect_prompts(data: Iterable[tuple[str, Iterable[Sample]]], *, synthetic: 
     asked: dict[tuple[str, str], dict[str, set[str]]] = defaultdict(lambda: defaultdict(set))
     answers: dict[str, Counter[str]] = defaultdict(Counter)
     answered: dict[str, set[str]] = defaultdict(set)
-    images = volumes = 0
+    images = volumes = together = 0
     dialogs: bool | None = None
     for name, samples in data:
         for sample in samples:
             images, volumes = max(images, len(sample.images)), max(volumes, len(sample.volumes))
+            together = max(together, len(sample.images) + len(sample.volumes))
             key = (str(sample.extra.get("task") or name), _modality(sample))
             patient = str(sample.extra.get("patient") or sample.id)
             exchanges = _exchanges(sample)
@@ -139,7 +157,7 @@ def collect_prompts(data: Iterable[tuple[str, Iterable[Sample]]], *, synthetic: 
         for (task, modality), texts in asked.items()
         if modality != "text" and (prompts := _frequent(texts, answers, common))
     ]
-    return StoredPrompts(tuple(tasks), images, volumes, synthetic, dialogs)
+    return StoredPrompts(tuple(tasks), images, volumes, synthetic, together, dialogs)
 
 
 def _frequent(texts: dict[str, set[str]], answers: dict[str, Counter[str]], common: set[str]) -> tuple[Prompt, ...]:

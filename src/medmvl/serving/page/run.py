@@ -53,7 +53,7 @@ def _facts(models: Sequence[PageModel]) -> dict[str, Any]:
             for task in first.prompts.tasks
             if task.modality in towers
         ],
-        "several": {"image": first.prompts.images, "volume": first.prompts.volumes},
+        "several": {"image": first.prompts.images, "volume": first.prompts.volumes, "together": first.prompts.together},
         # Each question is asked on its own unless conversations are known to be what the models have learned.
         "dialogs": all(model.prompts.dialogs is True for model in models),
         "synthetic": any(model.prompts.synthetic for model in models),

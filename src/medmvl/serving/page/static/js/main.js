@@ -86,7 +86,8 @@ function start(facts) {
       keep.reset();
       await stage.open(studies);
       chat.offerTasks();
-      const most = facts.several[studies[0].kind];
+      const mixed = new Set(studies.map((study) => study.kind)).size > 1;
+      const most = (mixed && facts.several.together) || facts.several[studies[0].kind];
       if (most && studies.length > most) chat.say(word("more_than_trained", { most }), true);
     },
   });
