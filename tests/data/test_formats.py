@@ -66,8 +66,8 @@ def test_an_empty_system_turn_and_a_greeting_may_stand_first(first):
     ("change", "words"),
     [
         ({"id": None}, "has no 'id'"),
-        ({"image": ["x.png", "y.png"]}, "1 <image> placeholder(s), and 'image' lists 2"),
-        ({"volume": None}, "1 <image3d> placeholder(s), and 'image3d' lists 0"),
+        ({"image": ["x.png", "y.png"]}, "1 <image> placeholder, and 'image' lists 2"),
+        ({"volume": None}, "1 <image3d> placeholder, and 'image3d' lists 0"),
         ({"conversations": turns("<image> <image3d> What?", "  ")}, "empty answer"),
         ({"conversations": []}, "at least one turn"),
         ({"conversations": None, "conversation": turns("a")}, "Did you mean 'conversations'?"),

@@ -199,7 +199,7 @@ def test_failures_are_counted_named_by_record_and_retried(scans: Path, tmp_path:
         app, ["data", "cache", str(scans), "--geometry", "medm-vl-ct", "--out", str(tmp_path / "cache")]
     )
     assert result.exit_code == 1
-    assert "4 volume(s) prepared, 0 already there, 4 failed" in result.output
+    assert "4 volumes prepared, 0 already there, 4 failed" in result.output
     rows = [json.loads(line) for line in (tmp_path / "cache" / FAILURES).read_text().splitlines()]
     assert [row["record"] for row in rows] == [2, 4, 5, 8]
     (scans.parent / "scan2.npy").write_bytes(good)

@@ -71,7 +71,7 @@ def test_page_shows_records_media_and_faults(tmp_path: Path) -> None:
     command = ["data", "show", str(tmp_path / "data.json"), "--out", str(tmp_path / "page.html")]
     result = CliRunner().invoke(app, [*command, "--geometry", "medm-vl-ct"])
     assert result.exit_code == 1
-    assert "3 record(s) or file(s) could not be shown" in result.output
+    assert "3 records or files could not be shown" in result.output
     page = (tmp_path / "page.html").read_text()
     for words in (
         "&lt;b&gt;What&lt;/b&gt;",  # texts are data, not markup

@@ -46,7 +46,7 @@ def test_asking_drops_the_answer(processor):
 
 @pytest.mark.parametrize("text", ["What is it?", "<image><image>What is it?"])
 def test_a_placeholder_count_that_does_not_match_names_the_sample(processor, media, text):
-    with pytest.raises(DataError, match=r"Sample s1: [02] <image> placeholder\(s\) for 1 image"):
+    with pytest.raises(DataError, match=r"Sample s1: [02] <image> placeholders for 1 image"):
         processor.encode(sample(text, images=(str(media / "a.png"),)))
 
 

@@ -137,7 +137,7 @@ def test_writing_to_a_web_server_is_refused_in_one_line(web):
 
 def test_data_commands_take_urls(web, tmp_path):
     url, _, _ = web
-    assert "18 record(s), no fault" in run_command("data", "check", f"{url}/data/d.jsonl")
+    assert "18 records, no fault" in run_command("data", "check", f"{url}/data/d.jsonl")
     run_command("data", "show", f"{url}/data/d.jsonl", "--out", tmp_path / "sheet.html", "--records", 2)
     run_command("data", "audit", f"{url}/data/d.jsonl")
     run_command("data", "cache", f"{url}/data/d.jsonl", "--out", tmp_path / "cache", "--geometry", "medm-vl-ct")

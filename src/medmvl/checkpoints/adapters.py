@@ -16,7 +16,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import SAFETENSORS_WEIGHTS_NAME, WEIGHTS_NAME, ModulesToSaveWrapper, get_peft_model_state_dict
 
 from medmvl.cards.training_data import TrainingData, base_of, write_training_data
-from medmvl.errors import CheckpointError
+from medmvl.errors import CheckpointError, counted
 from medmvl.files import PathLike, atomic_directory, check_new_folder, read_json
 from medmvl.models import MedMVLForConditionalGeneration
 from medmvl.models.llms import lora_targets
@@ -117,7 +117,7 @@ def load_adapted(folder: PathLike, base: PathLike | None = None, *, quantize: Qu
         stored ^ set(get_peft_model_state_dict(adapted))
     ):  # PEFT warns of some, is silent about others
         raise CheckpointError(
-            f"The adapters in {path} are not those that its {ADAPTER_CONFIG} describes on this base: {len(strange)} weight(s) "
+            f"The adapters in {path} are not those that its {ADAPTER_CONFIG} describes on this base: {counted(len(strange), 'weight')} "
             f"missing or left over, such as {strange[0]}. Copy the folder again, or give the right checkpoint with --base."
         )
     # PEFT trains copies of the connectors in float32; the base may have another dtype.

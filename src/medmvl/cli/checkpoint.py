@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from medmvl.cli import options as o
+from medmvl.errors import counted
 
 Source = Annotated[Path, typer.Argument(metavar="SRC", help="Checkpoint folder.")]
 Target = Annotated[Path, typer.Argument(metavar="DST", help="Folder to write; must not exist, or be empty.")]
@@ -56,7 +57,7 @@ def convert(
     for name, how in done.names.items():
         typer.echo(f"  {name}: {how}")
     for part, count in done.unused.items():
-        typer.echo(f"  not needed: {count} tensor(s) of {part}")
+        typer.echo(f"  not needed: {counted(count, 'tensor')} of {part}")
     for note in done.notes:
         typer.echo(f"  note: {note}")
     typer.echo(f"Written to {target}; the whole list is in its conversion.json.")

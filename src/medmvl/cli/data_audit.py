@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from medmvl.cli import options as o
+from medmvl.errors import counted
 
 
 def audit(
@@ -43,10 +44,12 @@ def audit(
     for finding in sorted(result.findings, key=lambda finding: not finding.is_leak):
         typer.echo(f"{'LEAK' if finding.is_leak else 'repeated'}: {finding.describe()}")
     if result.faults:
-        typer.echo(f"{len(result.faults)} line(s) are no records, e.g. {result.faults[0]}: see `medmvl data check`.")
+        typer.echo(
+            f"{counted(len(result.faults), 'line is no record', 'lines are no records')}, e.g. {result.faults[0]}: see `medmvl data check`."
+        )
     if result.unreadable:
         typer.echo(
-            f"{len(result.unreadable)} image or volume file(s) are missing or unreadable, e.g. of record {result.unreadable[0]}."
+            f"{counted(len(result.unreadable), 'image or volume file is', 'image or volume files are')} missing or unreadable, e.g. of record {result.unreadable[0]}."
         )
     counts = ", ".join(f"{name}: {count}" for name, count in result.records.items())
     typer.echo(f"{counts} records and {result.media} image and volume files compared.", err=True)

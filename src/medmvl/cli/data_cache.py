@@ -11,6 +11,7 @@ from medmvl.cli import options as o
 from medmvl.cli.read_flags import with_read_flags
 from medmvl.data.read_options import ReadOptions
 from medmvl.data.read_spelling import spell_flags
+from medmvl.errors import counted
 
 
 @with_read_flags
@@ -62,7 +63,7 @@ def cache(
             on_volume=bar.advance,
         )
     typer.echo(
-        f"{out}: {report.prepared} volume(s) prepared, {report.kept} already there, {len(report.failures)} failed; "
+        f"{out}: {counted(report.prepared, 'volume')} prepared, {report.kept} already there, {len(report.failures)} failed; "
         f"geometry {wanted.name} v{wanted.version} ({wanted.hash}), size {wanted.size}."
     )
     if report.failures:

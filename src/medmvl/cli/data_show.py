@@ -10,6 +10,7 @@ import typer
 from medmvl.cli import options as o
 from medmvl.cli.read_flags import with_read_flags
 from medmvl.data.read_options import ReadOptions
+from medmvl.errors import counted
 
 
 @with_read_flags
@@ -46,7 +47,9 @@ def show(
             records=records,
             on_record=bar.advance,
         )
-    hidden = f"; {faults} record(s) or file(s) could not be shown, see the page" if faults else ""
+    hidden = (
+        f"; {counted(faults, 'record or file', 'records or files')} could not be shown, see the page" if faults else ""
+    )
     typer.echo(f"{out}: written{hidden}.")
     if faults:
         raise typer.Exit(1)

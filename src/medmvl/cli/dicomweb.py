@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from medmvl.cli import options as o
+from medmvl.errors import counted
 
 
 def dicomweb(
@@ -40,7 +41,7 @@ def dicomweb(
         )
     failed = [delivery for delivery in deliveries if delivery.state != "stored"]
     if failed:
-        raise WardError(f"{len(failed)} of {len(deliveries)} result(s) were not stored: {failed[0].reason}.")
+        raise WardError(f"{len(failed)} of {counted(len(deliveries), 'result')} not stored: {failed[0].reason}.")
     if result.outcome == "no-series":
         raise WardError(f"No series of the study fits the protocol: {'; '.join(result.notes)}.")
-    typer.echo(f"{result.outcome}: {len(deliveries)} object(s) stored")
+    typer.echo(f"{result.outcome}: {counted(len(deliveries), 'object')} stored")

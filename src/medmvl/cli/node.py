@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from medmvl.cli import options as o
+from medmvl.errors import counted
 
 ProtocolFile = Annotated[Path, typer.Argument(help="Protocol (YAML) with the sections node and destinations.")]
 
@@ -80,4 +81,4 @@ def retry(protocol: ProtocolFile) -> None:
     state = open_state(node_settings(load_protocol(protocol)), readonly=False)
     studies, objects = state.retry_failed()
     state.close()
-    typer.echo(f"{studies} study(ies) and {objects} object(s) will be tried again.")
+    typer.echo(f"{counted(studies, 'study', 'studies')} and {counted(objects, 'object')} will be tried again.")

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from medmvl.cli import options as o
+from medmvl.errors import counted
 
 Protocol = Annotated[Path | None, typer.Option(help="Protocol (YAML): series, questions, results.")]
 ModelOrProtocol = Annotated[Path | None, typer.Option("--model", help="Checkpoint folder; default: the protocol's.")]
@@ -38,4 +39,4 @@ def study(
     with progress_bar("questions") as bar:
         options: dict[str, Any] = {"device": device, "dtype": dtype, "on_question": bar.update}
         result = run_study(source, out, protocol=protocol, model=model, **options)
-    typer.echo(f"{result.outcome}: {len(result.objects)} object(s)")
+    typer.echo(f"{result.outcome}: {counted(len(result.objects), 'object')}")

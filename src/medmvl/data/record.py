@@ -15,7 +15,7 @@ from typing import Any
 
 from medmvl.data.read_options import ReadOptions
 from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_ALIAS, VOLUME_PLACEHOLDER, Message, Role, Sample
-from medmvl.errors import DataError, did_you_mean, shown
+from medmvl.errors import DataError, counted, did_you_mean, shown
 
 #: Keys that this module understands; every other key of a record is passed through.
 RECORD_KEYS = ("id", "conversations", "messages", "image", "image3d", "volume", "answer", "read")
@@ -293,7 +293,7 @@ def _check_count(
     if found != len(paths):
         hint = _misspelt(record, (key,)) if not paths else ""
         raise DataError(
-            f"its text holds {found} {placeholder} placeholder(s), and {key!r} lists {len(paths)} path(s). "
+            f"its text holds {counted(found, f'{placeholder} placeholder')}, and {key!r} lists {counted(len(paths), 'path')}. "
             + (hint or f"Write one {placeholder} where each file belongs.")
         )
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import ijson
 
-from medmvl.errors import DataError, shown
+from medmvl.errors import DataError, shown, the_named
 from medmvl.files import existing_file
 from medmvl.progress_bar import progress_bar
 
@@ -322,7 +322,7 @@ def require_columns(file: Path, present: Iterable[str], required: Iterable[str])
     if missing:
         names = [name if len(name) <= 60 else f"{name[:60]}…" for name in have[:40]]
         more = ", ..." if len(have) > 40 else ""
-        raise DataError(f"{file} lacks the column(s) {', '.join(missing)}. It has: {', '.join(names) or 'none'}{more}.")
+        raise DataError(f"{file} lacks {the_named('column', missing)}. It has: {', '.join(names) or 'none'}{more}.")
 
 
 def iter_json_array(path: Path) -> Iterator[Any]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from medmvl.errors import EvaluationError
+from medmvl.errors import EvaluationError, counted
 from medmvl.evaluation.items import make_item
 from medmvl.evaluation.metrics import METRICS
 from medmvl.evaluation.metrics.auroc import auroc
@@ -126,7 +126,7 @@ def classification_scores(probabilities: Table, truth: Table) -> dict[str, float
     missing = sorted(truth.keys() - probabilities.keys())
     if missing:
         raise EvaluationError(
-            f"{len(missing)} image(s) have no prediction, the first is {missing[0]}. Predict all of them."
+            f"{counted(len(missing), 'image has', 'images have')} no prediction, the first is {missing[0]}. Predict all of them."
         )
     names = sorted(truth)
     actual = np.array([[truth[name][key] > 0 for key in CT_RATE_FINDINGS] for name in names])
@@ -172,7 +172,9 @@ def report_scores(reports: Mapping[str, str], references: Mapping[str, str], tru
     """
     missing = sorted(references.keys() - reports.keys())
     if missing:
-        raise EvaluationError(f"{len(missing)} image(s) have no report, the first is {missing[0]}. Write all of them.")
+        raise EvaluationError(
+            f"{counted(len(missing), 'image has', 'images have')} no report, the first is {missing[0]}. Write all of them."
+        )
     items = [
         make_item({"id": name, "question": "", "answer": text, "prediction": reports[name]})
         for name, text in sorted(references.items())

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from medmvl.errors import ModelError
+from medmvl.errors import ModelError, counted
 
 
 def scatter_embeddings(inputs_embeds: Tensor, mask: Tensor, embeddings: Tensor, what: str) -> Tensor:
@@ -25,7 +25,7 @@ def scatter_embeddings(inputs_embeds: Tensor, mask: Tensor, embeddings: Tensor, 
     placeholders, given = int(mask.sum()), embeddings.shape[0] * embeddings.shape[1]
     if placeholders != given:
         raise ModelError(
-            f"The batch has {placeholders} {what} placeholder tokens, but its {embeddings.shape[0]} {what}(s) give {given} "
+            f"The batch has {placeholders} {what} placeholder tokens, but its {counted(embeddings.shape[0], f'{what} gives', f'{what}s give')} {given} "
             f"embeddings ({embeddings.shape[1]} each). Build the batch with the processor that was saved with the model."
         )
     source = embeddings.to(inputs_embeds.device, inputs_embeds.dtype)

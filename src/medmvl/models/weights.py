@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from medmvl.errors import CheckpointError, shown
+from medmvl.errors import CheckpointError, counted, shown
 from medmvl.files import BAD_JSON, PathLike
 from medmvl.pretrained import check_folder
 
@@ -131,7 +131,7 @@ class Weights:
         found = list(source) if isinstance(source, dict) else list(source.keys())
         if names is not None and (missing := names - set(found)):
             raise CheckpointError(
-                f"{file} lacks {len(missing)} tensor(s) that the index promises, such as {shown(min(missing))}. Copy it again."
+                f"{file} lacks {counted(len(missing), 'tensor')} that the index promises, such as {shown(min(missing))}. Copy it again."
             )
         self._open[file] = source
         for name in found:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_PLACEHOLDER, Sample
-from medmvl.errors import CheckpointError, DataError
+from medmvl.errors import CheckpointError, DataError, counted
 from medmvl.files import PathLike, read_json, write_json
 from medmvl.models.visual_inputs import PIXEL_KEYS
 from medmvl.pretrained import open_pretrained, translate_load_errors
@@ -144,7 +144,7 @@ def visual_input_of(sample: Sample, modality: Modality) -> str:
     if len(found[modality]) == 1 and sum(map(len, found.values())) == 1:
         return found[modality][0]
     raise DataError(
-        f"Sample {sample.id}: it has {len(sample.images)} image(s) and {len(sample.volumes)} volume(s); a pair is one "
+        f"Sample {sample.id}: it has {counted(len(sample.images), 'image')} and {counted(len(sample.volumes), 'volume')}; a pair is one "
         f"{modality} and its text. Leave the record out, or make one record of each {modality}."
     )
 

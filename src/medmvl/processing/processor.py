@@ -13,7 +13,7 @@ from transformers import AutoTokenizer, BatchFeature, GenerationConfig, PreTrain
 from transformers.utils import GENERATION_CONFIG_NAME
 
 from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_ALIAS, VOLUME_PLACEHOLDER, Message, Sample
-from medmvl.errors import CheckpointError, DataError, shown
+from medmvl.errors import CheckpointError, DataError, counted, shown
 from medmvl.models.configuration import MedMVLConfig
 from medmvl.models.labels import IGNORE_INDEX
 from medmvl.models.tower import count_visual_tokens
@@ -243,7 +243,7 @@ class MedMVLProcessor(ProcessorMixin):
             index, token = lacking[0]
             raise CheckpointError(
                 f"The token {shown(token)} (id {index}) has no row in the LLM's embedding table of {rows} rows, nor have "
-                f"{len(lacking) - 1} other token(s). Call model.resize_token_embeddings({lacking[-1][0] + 1}) and train the "
+                f"{counted(len(lacking) - 1, 'other token')}. Call model.resize_token_embeddings({lacking[-1][0] + 1}) and train the "
                 "new rows, or take the tokenizer that belongs to the LLM."
             )
 
@@ -415,7 +415,9 @@ class MedMVLProcessor(ProcessorMixin):
             ("volume", volumes, self.volume_processor),
         ):
             if given and processor is None:
-                raise DataError(f"{len(given)} {what}(s) were given, but this model has no {what} tower.")
+                raise DataError(
+                    f"{counted(len(given), f'{what} was', f'{what}s were')} given, but this model has no {what} tower."
+                )
         media = {}
         if images:
             assert self.image_processor is not None
@@ -432,10 +434,10 @@ class MedMVLProcessor(ProcessorMixin):
             ("volume", VOLUME_PLACEHOLDER, volumes, self.volume_processor),
         ):
             if given and processor is None:
-                raise DataError(f"Sample {name}: it holds {given} {what}(s), but this model has no {what} tower.")
+                raise DataError(f"Sample {name}: it holds {counted(given, what)}, but this model has no {what} tower.")
             if text.count(placeholder) != given:
                 raise DataError(
-                    f"Sample {name}: {text.count(placeholder)} {placeholder} placeholder(s) for {given} {what}(s) in the "
+                    f"Sample {name}: {counted(text.count(placeholder), f'{placeholder} placeholder')} for {counted(given, what)} in the "
                     f"prompt. Write one {placeholder} into the text for each {what}."
                 )
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from medmvl.data.sample import Message, Sample
-from medmvl.errors import RecipeError
+from medmvl.errors import RecipeError, counted
 from medmvl.processing.chat import render
 
 
@@ -57,12 +57,12 @@ class SystemTurnCheck:
         """Return a sentence for each template that leaves out or refuses system turns."""
         remedy = "Write them into the questions, or use another template."
         found = [
-            f"{name} has no place for system turns: the model does not read those of {len(ids)} record(s) (first: {ids[0]}). {remedy}"
+            f"{name} has no place for system turns: the model does not read those of {counted(len(ids), 'record')} (first: {ids[0]}). {remedy}"
             for name, ids in self._dropped.items()
             if ids
         ]
         return found + [
-            f"{name} refuses conversations with a system turn: {len(ids)} record(s) (first: {ids[0]}). {remedy}"
+            f"{name} refuses conversations with a system turn: {counted(len(ids), 'record')} (first: {ids[0]}). {remedy}"
             for name, ids in self._refused.items()
             if ids
         ]

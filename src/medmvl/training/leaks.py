@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from medmvl.data.leaks import find_leaks
+from medmvl.errors import counted
 from medmvl.training.context import StageContext
 
-_PLURALS = {
-    "patient": "patient(s)",
-    "study": "study(ies)",
-    "scan": "scan(s)",
-    "image or volume": "image(s) or volume(s)",
-}
+#: Plurals that do not end in a plain s.
+_PLURALS = {"study": "studies", "image or volume": "images or volumes"}
 
 
 def leak_warnings(context: StageContext) -> Iterator[str]:
@@ -27,8 +24,9 @@ def leak_warnings(context: StageContext) -> Iterator[str]:
     for finding in find_leaks(context.trained_on(), held_out):
         trained, other = finding.files
         pairs = "; ".join(f"{a} and {b}" for a, b in finding.examples)
+        shared = counted(finding.count, finding.kind, _PLURALS.get(finding.kind))
         yield (
-            f"Stage {context.stage.name!r}: {finding.count} {_PLURALS[finding.kind]} of the held-out data {other!r} are in the training data "
-            f"{trained!r} too (e.g. records {pairs}), so its validation looks better than it is. Split the data by patient; "
-            "`medmvl data audit` with both files compares the pixels as well."
+            f"Stage {context.stage.name!r}: {shared} of the held-out data {other!r} {'is' if finding.count == 1 else 'are'} in the "
+            f"training data {trained!r} too (e.g. records {pairs}), so its validation looks better than it is. Split the data by "
+            "patient; `medmvl data audit` with both files compares the pixels as well."
         )

@@ -23,8 +23,8 @@ _SECRET = ("password_env", "token_env")
 _MESSAGES = {
     "model_type": "must hold keys and values",
     "list_type": "must be a list, such as [a, b]",
-    "too_short": "needs at least {min_length} item(s), not {actual_length}",
-    "too_long": "takes at most {max_length} item(s), not {actual_length}",
+    "too_short": "needs a list of at least {min_length}, not of {actual_length}",
+    "too_long": "takes a list of at most {max_length}, not of {actual_length}",
 }
 
 

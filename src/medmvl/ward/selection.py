@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fnmatch import fnmatch
 
+from medmvl.errors import counted
 from medmvl.ward.protocol import VOLUME_MODALITIES, Preference, SeriesRule
 from medmvl.ward.study import Series, Study, text
 
@@ -62,7 +63,7 @@ def misfit(series: Series, rule: SeriesRule) -> str | None:
     if rule.slice_thickness is not None and (series.thickness is None or series.thickness not in rule.slice_thickness):
         return "its slice thickness is not within the limits"
     if series.slices < rule.min_slices:
-        return f"it has {series.slices} slice(s), fewer than {rule.min_slices}"
+        return f"it has {counted(series.slices, 'slice')}, fewer than {rule.min_slices}"
     return None
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
-from medmvl.errors import WardError
+from medmvl.errors import WardError, counted
 from medmvl.files import PathLike, existing_folder
 
 #: Manufacturer of the objects that this package writes; they are never read as input
@@ -86,7 +86,10 @@ class Series:
     def describe(self) -> str:
         """Return modality, plane, size and thickness; no UID, description or patient data."""
         thick = "" if self.thickness is None else f", {self.thickness:g} mm thick"
-        return f"{self.modality or 'unknown modality'} {self.plane or ''}".rstrip() + f", {self.slices} slice(s){thick}"
+        return (
+            f"{self.modality or 'unknown modality'} {self.plane or ''}".rstrip()
+            + f", {counted(self.slices, 'slice')}{thick}"
+        )
 
 
 @dataclass(frozen=True, eq=False)

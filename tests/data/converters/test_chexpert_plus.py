@@ -61,7 +61,7 @@ def test_rows_of_images_become_studies(source, tmp_path) -> None:
     assert not {"labels", "label_convention"} & set(valid)
     assert result.report.left_out == {
         "study without a frontal image": 1,
-        "report without the section(s) asked for (both)": 1,
+        "report without the sections asked for (both)": 1,
     }
     assert result.report.faults == {
         "path is not train|valid/patient<n>/study<n>/<image>": 1,

@@ -136,7 +136,7 @@ def _record(
     sections = {name: " ".join(row[f"section_{name}"].split()) for name in ("findings", "impression")}
     text = report_text({name: body for name, body in sections.items() if body}, job.options.target)
     if not text:
-        job.report.skip(f"report without the section(s) asked for ({job.options.target})")
+        job.report.skip(f"report without the sections asked for ({job.options.target})")
         return None
     chosen = kept[:1] if job.options.per_study == "first" else kept
     paths = [_image(job, path) for path, _ in chosen]

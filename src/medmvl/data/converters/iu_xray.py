@@ -124,7 +124,7 @@ def _examination(job: Job, examination: Examination, split: str) -> Iterator[Rec
     target = "both" if job.options.target == "auto" else job.options.target
     text = report_text(examination.sections, target)
     if not text:
-        job.report.skip(f"report without the section(s) asked for ({target})")
+        job.report.skip(f"report without the sections asked for ({target})")
         return
     paths = [relative_media(job, *examination.images[number]) for number in chosen]
     facts = {

@@ -124,7 +124,7 @@ def _study_record(
         return None
     text = _cut(report_text(sections, job.options.target), job.options.max_words)
     if not text:
-        job.report.skip(f"report without the section(s) asked for ({job.options.target})")
+        job.report.skip(f"report without the sections asked for ({job.options.target})")
         return None
     images = sorted(images, key=lambda image: image[1] not in FRONTAL)
     chosen = images[:1] if job.options.per_study == "first" else images

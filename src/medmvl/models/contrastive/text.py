@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedConfig, PreTrainedModel, Siglip2TextModel, SiglipTextModel
 from transformers.utils import logging as hf_logging
 
-from medmvl.errors import CheckpointError, ModelError
+from medmvl.errors import CheckpointError, ModelError, counted
 from medmvl.pretrained import build_from_config, open_pretrained, translate_load_errors
 
 #: Text encoders that `AutoModel` does not know by their config.
@@ -82,7 +82,7 @@ def pretrained_text_encoder(folder: str, pooling: str) -> PreTrainedModel:
     missing = [name for name in info["missing_keys"] if pooling == "own" or not name.startswith("pooler.")]
     if missing:
         raise CheckpointError(
-            f"{folder} lacks {len(missing)} weight(s) of the text encoder {config.model_type!r} ({sorted(missing)[0]}, ...). "
+            f"{folder} lacks {counted(len(missing), 'weight')} of the text encoder {config.model_type!r} ({sorted(missing)[0]}, ...). "
             "Give a folder of that encoder."
         )
     return _without_pooler(model, pooling)

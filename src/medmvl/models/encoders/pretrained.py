@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 from transformers.utils import logging
 
-from medmvl.errors import CheckpointError, ModelError
+from medmvl.errors import CheckpointError, ModelError, counted
 from medmvl.files import BAD_JSON
 from medmvl.models.weights import Weights
 from medmvl.pretrained import check_folder, open_pretrained, translate_load_errors
@@ -68,7 +68,7 @@ def check_found(module: nn.Module, missing: set[str], source: str, prefix: str =
     lost = sorted(name for name in missing if f"{prefix}{name}" in module.state_dict())
     if lost:
         raise CheckpointError(
-            f"{source!r} lacks {len(lost)} weight(s) of the model that its config.json describes, such as {lost[0]}. Copy the "
+            f"{source!r} lacks {counted(len(lost), 'weight')} of the model that its config.json describes, such as {lost[0]}. Copy the "
             "folder again."
         )
 

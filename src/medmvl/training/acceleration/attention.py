@@ -114,7 +114,7 @@ def _refuse_unknown(
         given += ["is_causal=False"] * (arguments.get("is_causal") is False)
         given += ["attention_mask"] * (mask is not None)
     if given:
-        raise ModelError(f"attention within packed rows does not support the argument(s) {', '.join(given)}")
+        raise ModelError(f"attention within packed rows does not support: {', '.join(given)}")
     return others
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from medmvl.errors import WardError
+from medmvl.errors import WardError, counted
 from medmvl.ward.node.rows import DeliveryRow, StudyRow
 
 _TABLES = """
@@ -99,7 +99,12 @@ class NodeState:
             base.executemany(
                 "UPDATE studies SET state = 'receiving', crashes = ?, next_try = ?, reason = ? WHERE key = ?",
                 [
-                    (crashes, now + wait(crashes), f"the node ended {crashes} time(s) while processing it", key)
+                    (
+                        crashes,
+                        now + wait(crashes),
+                        f"the node ended {counted(crashes, 'time')} while processing it",
+                        key,
+                    )
                     for key, crashes in found
                 ],
             )

@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from medmvl.errors import WardError
+from medmvl.errors import WardError, counted
 from medmvl.ward.network_settings import NodeSettings
 from medmvl.ward.node.spool import Spool
 from medmvl.ward.node.state import NodeState
@@ -48,7 +48,7 @@ def node_status(settings: NodeSettings) -> dict[str, Any]:
         "studies": dict(Counter(study.state for study in studies)),
         "outcomes": dict(Counter(study.outcome for study in studies if study.outcome)),
         "deliveries": dict(Counter(f"{row.destination}: {row.state}" for row in deliveries)),
-        "destinations": {name: f"{n} failure(s): {why}" for name, (n, _, why) in destinations.items() if n},
+        "destinations": {name: f"{counted(n, 'failure')}: {why}" for name, (n, _, why) in destinations.items() if n},
         "troubled_studies": troubles,
         "troubled_deliveries": stuck,
         "counters": counters,

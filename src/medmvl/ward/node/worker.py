@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 
-from medmvl.errors import MedMVLError
+from medmvl.errors import MedMVLError, counted
 from medmvl.ward.answering import Answerer
 from medmvl.ward.network_settings import NodeSettings
 from medmvl.ward.node.faults import describe_fault
@@ -88,7 +88,7 @@ class Worker:
         )
         self._state.count("studies_processed")
         self._state.count("processing_seconds", time.monotonic() - begin)
-        _LOG.info("study %s: %s, %d object(s)", study.key, result.outcome, len(files))
+        _LOG.info("study %s: %s, %s", study.key, result.outcome, counted(len(files), "object"))
 
     def _put_off(self, study: StudyRow, reason: str) -> None:
         """Try a study that failed again later; the attempts are limited."""
