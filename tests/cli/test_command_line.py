@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from imaging.dicom_writing import slice_dataset, write_series
+from imaging.dicom_writing import random_hu, slice_dataset, write_series
 from medmvl import Predictor
 from medmvl.cli import main as command_line
 from medmvl.cli.ask import _print_stream
@@ -353,7 +353,7 @@ def test_no_bars_are_written_into_a_log(model_folder):
 @pytest.fixture
 def patient_folder(tmp_path):
     """A folder named by a patient, with a CT series and a file without a position, as a radiograph is."""
-    folder = write_series(tmp_path / "QUISENBERRY", np.zeros((6, 40, 40), np.int16))
+    folder = write_series(tmp_path / "QUISENBERRY", random_hu((6, 40, 40)))
     lone = slice_dataset(np.zeros((4, 5), np.uint16), (0, 0, 0), SeriesInstanceUID="1.2.3", ImagePositionPatient=None)
     lone.save_as(folder / "film.dcm", enforce_file_format=True)
     return folder

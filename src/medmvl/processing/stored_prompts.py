@@ -89,14 +89,15 @@ class StoredPrompts:
 
     def beyond_training(self, images: int, volumes: int) -> str:
         """Return how a question shows more than any training record, or "" if it does not or that is not known."""
-        for what, given, most in (("image", images, self.images), ("volume", volumes, self.volumes)):
-            if most and given > most:
-                return f"The model was trained with at most {counted(most, what)} at a time; {given} were given."
+        for what, count, most in (("image", images, self.images), ("volume", volumes, self.volumes)):
+            if most and count > most:
+                return f"The model was trained with at most {counted(most, what)} at a time; {count} were given."
         if images and volumes and images + volumes > self.together > 0:
-            most = (
+            seen = (
                 "either an image or a volume" if self.together == 1 else f"at most {self.together} images and volumes"
             )
-            return f"The model was trained with {most} at a time; {counted(images, 'image')} and {counted(volumes, 'volume')} were given."
+            given = f"{counted(images, 'image')} and {counted(volumes, 'volume')}"
+            return f"The model was trained with {seen} at a time; {given} were given."
         return ""
 
     def save(self, folder: Path) -> None:
