@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 
+from medmvl.data.name_spelling import any_spelling
 from medmvl.errors import DataError
 from medmvl.files import PathLike, private_folder
 
@@ -99,7 +100,7 @@ def _read_key(file: Path) -> bytes:
 def mask(text: str, identifiers: Iterable[str], replacement: str) -> str:
     """Return `text` with every identifier replaced, in any case and with any separators between its parts.
 
-    "MUELLER^ANNA" is also found as "Mueller, Anna" and "mueller_anna", a date in other notations. Identifiers of fewer than
+    "MUELLER^ANNA" is also found as "Müller, Anna" and "muller_anna", a date in other notations. Identifiers of fewer than
     four letters or digits are not replaced.
     """
     for name in identifiers:
@@ -112,9 +113,16 @@ def mask_words(text: str, name: str, replacement: str) -> str:
     """Return `text` with each capitalized word of a person's name replaced, as in "Mrs. Mueller"."""
     for word in re.findall(r"[^\W\d_]+", name):
         if len(word) >= _LEAST_LETTERS:
-            spelled = "|".join(map(re.escape, {word.capitalize(), word.upper(), word} - {word.lower()}))
-            text = re.sub(rf"(?<![^\W_])(?:{spelled})(?![^\W_])", replacement, text)
+            text = _capitalized(word).sub(replacement, text)
     return text
+
+
+@lru_cache(maxsize=4096)
+def _capitalized(word: str) -> re.Pattern[str]:
+    """Return the pattern of a word in all spellings, with a capital letter in front or throughout, or as it stands."""
+    capital = any_spelling(word[0], str.upper) + any_spelling(word[1:])
+    spelled = [capital, any_spelling(word, str.upper), *([re.escape(word)] if word != word.lower() else [])]
+    return re.compile(rf"(?<![^\W_])(?:{'|'.join(spelled)})(?![^\W_])")
 
 
 def holds(text: str, identifiers: Iterable[str]) -> bool:
@@ -137,7 +145,7 @@ def _patterns(identifier: str) -> tuple[re.Pattern[str], ...]:
     letters = sum(map(len, parts))
     if letters < _LEAST_LETTERS:
         return ()
-    core = r"[\W_]{0,3}".join(map(re.escape, parts))
+    core = r"[\W_]{0,3}".join(any_spelling(part) if part.isalpha() else re.escape(part) for part in parts)
     inside = letters >= _WITHIN_WORDS and any(char.isdigit() for char in identifier)
     patterns = [core if inside else rf"(?<![^\W_]){core}(?![^\W_])"]
     for year, month, day in _dates(identifier):
