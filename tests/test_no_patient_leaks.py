@@ -203,7 +203,19 @@ def test_records_and_looks_at_them_hold_no_identifier(medmvl, records: Path, out
 def test_conversion_without_named_columns_leaks_nothing(medmvl, export: Path, output: Path) -> None:
     medmvl("data", "convert", "folder", export / "table.csv", "--out", "a", *CONVERT)
     medmvl("data", "convert", "folder", export / "chat.json", "--out", "b", "--patient", "patient_id")
-    medmvl("data", "convert", "folder", export / "table.csv", "--out", "c", "--answer", "report", "--prompt", "?")
+    medmvl(
+        "data",
+        "convert",
+        "folder",
+        export / "table.csv",
+        "--out",
+        "c",
+        "--text-only",
+        "--answer",
+        "report",
+        "--prompt",
+        "?",
+    )
     assert leaks_below(output, names_only=(output / "a/media", output / "b/media")) == []
     rows = [json.loads(line) for line in (output / "a/train.jsonl").read_text().splitlines()]
     assert len({row["patient"] for row in rows}) == 2  # from the DICOM headers

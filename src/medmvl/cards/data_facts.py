@@ -81,7 +81,9 @@ def data_set(name: str, recipe: Mapping[str, Any], stages: tuple[str, ...]) -> D
         digest_of(file.resolve(), changed) if file.stat().st_size <= MAX_HASHED_BYTES else "",
         records,
         known.patients,
-        report.get("license") or (LICENSE if notes else None),
+        report.get("license")
+        or report.get("licence")
+        or (LICENSE if notes else None),  # "licence" before November 2026
         report.get("title") or (notes[0] if notes else None),
         True if notes else report.get("synthetic"),
         reading_text(known.reading),

@@ -20,8 +20,10 @@ def convert(
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Setting of the converter; may be repeated.")
     ] = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first faulty item.")] = False,
-    max_faults: Annotated[float, typer.Option(help="Share of faulty items above which the exit status is 2.")] = 0.05,
-    limit: Annotated[int | None, typer.Option(help="Keep only the first records of every split.")] = None,
+    max_faults: Annotated[
+        float, typer.Option(help="Share of faulty items above which the exit status is 2.", min=0, max=1)
+    ] = 0.05,
+    limit: Annotated[int | None, typer.Option(help="Keep only the first records of every split.", min=1)] = None,
 ) -> None:
     """Turn a data set in its published layout into records, with a report of what was dropped and why.
 
@@ -29,6 +31,7 @@ def convert(
     them; an unknown setting is rejected with the known ones.
     """
     from medmvl.data import converters
+    from medmvl.errors import printable
     from medmvl.files import read_json
     from medmvl.progress_bar import progress_bar
 
@@ -48,9 +51,12 @@ def convert(
     typer.echo(f"{report['title']}. License: {report['license']}")
     for split, file in result.files.items():
         typer.echo(f"{file}: {result.counts[split]} records")
-    for kind, counts in (("left out", result.report.left_out), ("faulty", result.report.faults)):
-        for reason, count in counts.most_common():
-            typer.echo(f"{kind}: {count} × {reason}")
+    for reason, count in result.report.left_out.most_common():
+        typer.echo(f"left out: {count} × {reason}")
+    for reason, _ in result.report.faults.most_common():
+        typer.echo(printable(f"faulty: {result.report.describe_fault(reason)}"))
+        if reason in result.report.hints:
+            typer.echo(printable(f"  {result.report.hints[reason]}"))
     for note in result.report.notes:
         typer.echo(f"note: {note}")
     typer.echo(f"Paths in the records are relative to {result.media_root}; details in {out / 'report.json'}.")

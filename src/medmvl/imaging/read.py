@@ -24,6 +24,8 @@ Options = ParamSpec("Options")
 Read = TypeVar("Read", Image, Volume)
 #: Volumes that can be read, for messages.
 _KNOWN = "a DICOM series folder, an enhanced DICOM file, .nii, .nii.gz, .npy, .npz, .nrrd, .mha"
+#: What to do with a volume that was given as an image, for each way to give it.
+_AS_VOLUME = "Give a volume or a folder with a DICOM series by --volume, the key `image3d` of a record, or read_volume."
 Kind = Literal["dicom", "numpy", "nifti", "itk", "picture"]
 
 
@@ -60,14 +62,14 @@ def read_image(path: PathLike, *, frame: int | None = None, max_bytes: int | Non
     file = _existing(path)
     _check_kinds(frame=frame, max_bytes=max_bytes)
     if file.is_dir():
-        raise ImagingError(f"{file} is a folder; an image is a file. For a DICOM series use read_volume.")
+        raise ImagingError(f"{file} is a folder; an image is a file. {_AS_VOLUME}")
     kind = sniff(file)
     if kind == "dicom":
         return read_dicom_image(file, frame, max_bytes)
     if kind == "numpy":
         return read_array_image(file, max_bytes)
     if kind in ("nifti", "itk"):
-        raise ImagingError(f"{file} is a volume, not an image. Read it with read_volume.")
+        raise ImagingError(f"{file} is a volume, not an image. {_AS_VOLUME}")
     return read_picture(file, frame, max_bytes)
 
 

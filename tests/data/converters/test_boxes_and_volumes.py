@@ -264,9 +264,9 @@ def test_own_workbook_with_reports_and_a_split_by_patient(tmp_path) -> None:
 def test_own_table_needs_a_question_and_stays_inside(tmp_path) -> None:
     write_csv(tmp_path / "src/t.csv", [["f", "answer"], ["../secret.png", "x"]])
     picture(tmp_path / "secret.png")
-    with pytest.raises(DataError, match="question=COLUMN or --set prompt"):
+    with pytest.raises(DataError, match="--question COLUMN or --prompt"):
         run("folder", tmp_path / "src", tmp_path / "out", image="f")
-    with pytest.raises(DataError, match="image path leaves the source"):
+    with pytest.raises(DataError, match="path in column 'f' leaves the folder of the data"):
         run("folder", tmp_path / "src", tmp_path / "out", image="f", prompt="What?")
     write_csv(tmp_path / "src/u.csv", [["f"]])
     with pytest.raises(DataError, match="must hold one table"):

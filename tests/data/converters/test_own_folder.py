@@ -39,7 +39,7 @@ def test_pictures_in_cells_are_exported(tmp_path):
     pq.write_table(table, tmp_path / "src/train.parquet")
     records, result = run("folder", tmp_path / "src", tmp_path / "out", image="image", question="question")
     assert (tmp_path / "out" / records["train"][0]["image"][0]).read_bytes() == data
-    assert result.report.faults == {"image is neither a path nor a readable picture": 1}
+    assert result.report.faults == {"cell of column 'image' is neither a path nor a readable picture": 1}
 
 
 def test_placeholder_of_a_question_is_taken_once(tmp_path):
@@ -239,7 +239,7 @@ def test_links_to_another_disk_are_followed(tmp_path):
         csv.writer(handle).writerows([["file", "answer"], ["images/a.png", "b"], ["../disk/a.png", "c"]])
     records, result = run("folder", tmp_path / "src", tmp_path / "out", image="file", prompt="?")
     assert json.dumps(records["train"][0]["image"]) == '["images/a.png"]'
-    assert result.report.faults == {"image path leaves the source": 1}
+    assert result.report.faults == {"path in column 'file' leaves the folder of the data": 1}
 
 
 def test_deep_gray_pictures_in_cells_keep_their_values(tmp_path):
@@ -257,7 +257,7 @@ def test_deep_gray_pictures_in_cells_keep_their_values(tmp_path):
     for record in records["train"]:
         np.testing.assert_array_equal(read_image(tmp_path / "out" / record["image"][0]).array, values)
     assert len(records["train"]) == 2
-    assert result.report.faults == {"image is neither a path nor a readable picture": 1}
+    assert result.report.faults == {"cell of column 'image' is neither a path nor a readable picture": 1}
 
 
 def test_numbers_and_blanks_of_a_parquet_column(tmp_path):
@@ -332,5 +332,5 @@ def test_videos_are_a_fault_and_data_uris_are_not_shown(tmp_path):
     write_json(tmp_path / "src/data.json", [*items, CHATS["ms-swift"]])
     records, result = run("folder", tmp_path / "src", tmp_path / "out")
     assert len(records["train"]) == 1
-    assert result.report.faults == {"video or audio, which cannot be read": 1, "image is missing": 1}
+    assert result.report.faults == {"video or audio, which cannot be read": 1, "path of an image does not exist": 1}
     assert "QUJDQUJD" not in (tmp_path / "out/report.json").read_text()

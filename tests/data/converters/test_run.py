@@ -34,7 +34,7 @@ def test_faults_are_counted_named_and_reported(table) -> None:
     assert result.counts == {"train": 1}
     assert report["records"] == {"train": 1}
     assert report["faults"]["empty question or answer"] == {"count": 1, "first": ["row 3"]}
-    assert report["faults"]["image is missing"]["first"] == ["src/b.png"]
+    assert report["faults"]["path in column 'file' does not exist"]["first"] == ["row 4: b.png"]
     assert report["license"]
     assert report["options"]["image"] == "file"
 
@@ -67,7 +67,7 @@ def test_an_image_of_no_bytes_is_a_fault(table) -> None:
     (table / "src" / "b.png").write_bytes(b"")
     options = {"image": "file", "question": "q"}
     result = convert("folder", table / "src", table / "out", options=options, max_fault_share=0.9)
-    assert result.report.examples["image is an empty file"] == ["b.png"]
+    assert result.report.examples["path in column 'file' is an empty file"] == ["row 4: b.png"]
 
 
 def test_unknown_names_are_answered_with_the_closest(table) -> None:

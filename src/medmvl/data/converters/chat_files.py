@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from medmvl.data.converters.converter import Job, Record, Rows
 from medmvl.data.converters.own_identity import Identity, IdentityFinder, Masker
-from medmvl.data.converters.own_media import MediaWriter, entries_of
+from medmvl.data.converters.own_media import MediaColumn, MediaWriter, entries_of, own_title
+from medmvl.data.converters.own_unnamed import note_unnamed
 from medmvl.data.converters.splits import divide
 from medmvl.data.formats import iter_located
 from medmvl.data.record import ROLES
@@ -26,6 +28,8 @@ _IMAGE_PARTS = ("image", "image_url")
 #: Placeholders of other tools for an image.
 _MARKS = re.compile(r"<\|?image_pad\|?>|<img>|<\|image\|>|<image_placeholder>")
 _FURTHER_ROLES = {"observation": None, "function_call": None, "tool": None, "model": "gpt", "bot": "gpt"}
+#: Returns the paths of the images of an item; None after counting a faulty one.
+FindPaths = Callable[[Any], list[str] | None]
 _SPEAKER = {"user": "human", "assistant": "gpt", "system": "system"}
 
 
@@ -34,17 +38,21 @@ def iter_chat(job: Job, file: Path, masker: Masker) -> Rows:
     items = [(located.where, located.record) for located in iter_located(file)]
     columns = dict.fromkeys(key for _, item in items if isinstance(item, dict) for key in item)
     finder = IdentityFinder(job, columns, file.parent)
-    rows = [([_images(item)], _identity(finder, item)) for _, item in track(items, "identities")]
+    column = MediaColumn("image")
+    rows = [([(column, _images(item))], _identity(finder, item)) for _, item in track(items, "identities")]
     media = MediaWriter(job, file.parent, rows, masker)
+    job.report.title = own_title(file, media.screen)
     keys = [identity.patient or where for (where, _), (_, identity) in zip(items, rows, strict=True)]
     splits = divide(keys, job.options.test_share, job.options.val_share)
     for number, ((where, item), (_, identity), key) in enumerate(
         zip(track(items, "items"), rows, keys, strict=True), start=1
     ):
-        record = _record(job, item, where, f"{file.stem}-{number}", media)
+        find = partial(media.paths, column=column, row=where, identity=identity)
+        record = _record(job, item, where, f"{file.stem}-{number}", find)
         if record is not None:
             record = _masked(record, identity, masker)
             yield splits[key], record if splits[key] == "train" else _as_question(record)
+    note_unnamed(job, media, finder)
 
 
 def _identity(finder: IdentityFinder, item: Any) -> Identity:
@@ -82,7 +90,7 @@ def _part_images(item: dict[str, Any]) -> list[Any]:
     return [image for image in found if image is not None]
 
 
-def _record(job: Job, item: Any, where: str, fallback: str, media: MediaWriter) -> Record | None:
+def _record(job: Job, item: Any, where: str, fallback: str, find: FindPaths) -> Record | None:
     turns = list(_turns(item)) if isinstance(item, dict) else []
     if isinstance(item, dict) and any(item.get(key) for key in _FOREIGN_KEYS):
         job.report.fault("video or audio, which cannot be read", where)
@@ -90,7 +98,7 @@ def _record(job: Job, item: Any, where: str, fallback: str, media: MediaWriter) 
     if not turns or any(speaker is None for speaker, _ in turns):
         job.report.fault("no conversation in a known style", where)
         return None
-    paths = media.paths(_images(item), "image", where)
+    paths = find(_images(item))
     if paths is None:
         return None
     conversation = [{"from": str(speaker), "value": _MARKS.sub(IMAGE_PLACEHOLDER, text)} for speaker, text in turns]

@@ -170,7 +170,7 @@ def _report(converter: Converter, job: Job, result: Conversion) -> dict[str, Any
     options = job.options
     if job.report.read_as is not None:
         converter, options = DATASETS[job.report.read_as[0]], job.report.read_as[1]
-    title, license_ = converter.title, given or converter.license
+    title, license_ = job.report.title or converter.title, given or converter.license
     if note is not None:
         title = note if converter.license == NOT_STATED else f"Synthetic phantoms in the layout of {converter.title}"
         license_ = given or SYNTHETIC_LICENSE
@@ -178,7 +178,6 @@ def _report(converter: Converter, job: Job, result: Conversion) -> dict[str, Any
         "dataset": converter.name,
         "title": title,
         "license": license_,
-        "licence": license_,  # the key of reports before November 2026, which scripts of users read
         "synthetic": job.synthetic,
         "homepage": converter.homepage,
         "media_root": os.path.relpath(result.media_root, job.out),
@@ -196,16 +195,18 @@ def too_many_faults(report: Mapping[str, Any], max_fault_share: float = MAX_FAUL
 
 
 def _judge(converter: Converter, result: Conversion, max_fault_share: float) -> None:
-    kept, faulty = sum(result.counts.values()), sum(result.report.faults.values())
-    reasons = "; ".join(f"{reason}: {count}" for reason, count in result.report.faults.most_common())
+    report = result.report
+    kept, faulty = sum(result.counts.values()), sum(report.faults.values())
+    faults = " ".join(
+        f"{report.describe_fault(reason)}.{' ' + report.hints[reason] if reason in report.hints else ''}"
+        for reason, _ in report.faults.most_common()
+    )
     if not kept:
-        raise DataError(
-            f"No record came out of {converter.name}. {reasons or 'The source holds no item.'} "
-            f"Expected layout: {converter.layout}"
-        )
+        layout = "" if report.hints else f" Expected layout: {converter.layout}"
+        raise DataError(f"No record came out of {converter.name}. {faults or 'The source holds no item.'}{layout}")
     if faulty > max_fault_share * (kept + faulty):
         raise DataError(
-            f"{faulty} of {kept + faulty} items of {converter.name} are faulty ({reasons}), more than the share of "
-            f"{max_fault_share:g} that is allowed. The records of the others are written; see report.json. "
+            f"{faulty} of {kept + faulty} items of {converter.name} are faulty, more than the share of {max_fault_share:g} that is "
+            f"allowed. {faults} The records of the others are written; see report.json. "
             "Repair the source or allow more with --max-faults."
         )

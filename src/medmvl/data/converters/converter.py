@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from medmvl.data.converters.option_faults import option_fault
 from medmvl.data.synthetic import is_synthetic
 from medmvl.data.tables import iter_table
 from medmvl.errors import DataError, did_you_mean
@@ -28,6 +29,8 @@ Rows = Iterator[tuple[str, Record]]
 NOT_STATED = "not stated"
 
 NAMED = 20  # how many examples of each kind of fault the report names
+#: Files of each kind of fault that a message names, and items of each.
+_SHOWN_PATHS, _SHOWN_ITEMS = 3, 5
 
 
 class Options(BaseModel):
@@ -48,6 +51,9 @@ class ConversionReport:
         notes: what was assumed where the published facts are uncertain, each once.
         exported: pictures were written below `out`, and the paths in the records are relative to it.
         read_as: name and settings of the converter that read the source, if it holds another data set than the one asked for.
+        title: what the records were made of, if the converter's own title does not say it.
+        hints: reason of a fault -> what to do about it.
+        sections: further sections of report.json, by their keys.
     """
 
     strict: bool = False
@@ -57,23 +63,52 @@ class ConversionReport:
     notes: list[str] = field(default_factory=list)
     exported: bool = False
     read_as: tuple[str, Options] | None = None
+    title: str | None = None
+    hints: dict[str, str] = field(default_factory=dict)
+    sections: dict[str, Any] = field(default_factory=dict)
+    _paths: dict[str, dict[str, tuple[int, list[str]]]] = field(default_factory=dict)
 
     def skip(self, reason: str, count: int = 1) -> None:
         """Count items that the options or the data set's own rules exclude."""
         self.left_out[reason] += count
 
-    def fault(self, reason: str, name: str) -> None:
+    def fault(self, reason: str, name: str, path: str = "") -> None:
         """Count and name an item that is broken or missing.
+
+        Args:
+            reason: what is wrong.
+            name: of the item, such as its row.
+            path: the file that it is about, if it is not the name; items of one file are described together.
 
         Raises:
             DataError: at once, with `strict`.
         """
+        named = f"{name}: {path}" if path else name
         if self.strict:
-            raise DataError(f"{name}: {reason}. Repair the source, or convert without --strict to drop such items.")
+            hint = f" {self.hints[reason]}" if reason in self.hints else ""
+            raise DataError(
+                f"{named}: {reason}.{hint} Repair the source, or convert without --strict to drop such items."
+            )
         self.faults[reason] += 1
         names = self.examples.setdefault(reason, [])
         if len(names) < NAMED:
-            names.append(name)
+            names.append(named)
+        self._add_path(reason, path or name, name if path else "")
+
+    def _add_path(self, reason: str, path: str, name: str) -> None:
+        """Count an item of a file, for `describe_fault`."""
+        paths = self._paths.setdefault(reason, {})
+        count, names = paths.get(path, (0, []))
+        if path in paths or len(paths) < NAMED:
+            paths[path] = (count + 1, names if len(names) >= _SHOWN_ITEMS or not name else [*names, name])
+
+    def describe_fault(self, reason: str) -> str:
+        """Return one kind of fault as text: how many items, the reason, and the first files with their items."""
+        paths = self._paths.get(reason, {})
+        shown = dict(list(paths.items())[:_SHOWN_PATHS])
+        texts = [f"{path} ({_some(names, count)})" if names else path for path, (count, names) in shown.items()]
+        more = self.faults[reason] - sum(count for count, _ in shown.values())
+        return f"{self.faults[reason]} × {reason}: {', '.join(texts)}{f' and {more} more' if more else ''}"
 
     def note(self, text: str) -> None:
         """Record an assumption; a repeated note is kept once."""
@@ -82,8 +117,20 @@ class ConversionReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the content for report.json."""
-        faults = {reason: {"count": n, "first": self.examples.get(reason, [])} for reason, n in self.faults.items()}
-        return {"left_out": dict(self.left_out), "faults": faults, "notes": self.notes}
+        faults: dict[str, dict[str, Any]] = {
+            reason: {"count": n, "first": self.examples.get(reason, [])} for reason, n in self.faults.items()
+        }
+        for reason, hint in self.hints.items():
+            faults[reason]["hint"] = hint
+        return {"left_out": dict(self.left_out), "faults": faults, "notes": self.notes, **self.sections}
+
+
+def _some(names: list[str], count: int) -> str:
+    """Return the first of `count` names as text; "rows 2, 3, 4 and 7 more"."""
+    numbers = [name.removeprefix("row ") for name in names]
+    rows = count > 1 and all(map(str.isdigit, numbers))
+    text = f"rows {', '.join(numbers)}" if rows else ", ".join(names)
+    return f"{text} and {count - len(names)} more" if count > len(names) else text
 
 
 @dataclass(frozen=True)
@@ -157,8 +204,8 @@ class Converter:
         try:
             return self.options.model_validate(dict(values))
         except ValidationError as error:
-            faults = "; ".join(f"{'.'.join(map(str, f['loc']))}: {f['msg']}" for f in error.errors())
-            raise DataError(f"Options of {self.name}: {faults}.") from error
+            faults = " ".join(option_fault(self.options, detail) for detail in error.errors())
+            raise DataError(f"Options of {self.name}: {faults}") from error
 
 
 DATASETS: Registry[Converter] = Registry("data set", DataError)

@@ -6,6 +6,7 @@ import hashlib
 import io
 import os
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ def relative_media(job: Job, *candidates: Path, kind: str = "image") -> str | No
     A path that leaves the source by ".." and a file of no bytes (a download that never began) are faults, too. A symbolic
     link in the source may lead anywhere.
     """
-    found = next((candidate for candidate in candidates if _exists(candidate)), None)
+    found = next((candidate for candidate in candidates if path_exists(candidate)), None)
     if found is None:
         job.report.fault(f"{kind} is missing", "/".join(candidates[0].parts[-2:])[:200])
         return None
@@ -36,14 +37,21 @@ def relative_media(job: Job, *candidates: Path, kind: str = "image") -> str | No
 
 def usable_source(file: Path, source: Path, kind: str = "image") -> str:
     """Return why a file of the source cannot be used, or ""."""
+    words = {"outside": "path leaves the source", "missing": "is missing", "empty": "is an empty file"}
+    return f"{kind} {words[state]}" if (state := source_state(file, source)) in words else ""
+
+
+def source_state(file: Path, source: Path) -> Literal["outside", "missing", "empty", "usable"]:
+    """Return whether a path is outside of the source, missing, an empty file, or a file or folder that can be used."""
     if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(source)):
-        return f"{kind} path leaves the source"
-    if not _exists(file):
-        return f"{kind} is missing"
-    return f"{kind} is an empty file" if file.is_file() and not file.stat().st_size else ""
+        return "outside"
+    if not path_exists(file):
+        return "missing"
+    return "empty" if file.is_file() and not file.stat().st_size else "usable"
 
 
-def _exists(path: Path) -> bool:
+def path_exists(path: Path) -> bool:
+    """Return whether a file or folder exists; False for a name that no file can have."""
     try:
         return path.exists()
     except (OSError, ValueError):  # a name that is too long, or with a NUL character

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,17 @@ from pydantic import Field, model_validator
 
 from medmvl.data.converters.chat_files import CHAT_SUFFIXES, iter_chat
 from medmvl.data.converters.converter import DATASETS, NOT_STATED, Converter, Job, Options, Record, Rows, yes_or_no
+from medmvl.data.converters.media import path_exists
+from medmvl.data.converters.own_columns import media_columns
 from medmvl.data.converters.own_identity import Identity, IdentityFinder, Masker, cell_text
-from medmvl.data.converters.own_media import MediaWriter, entries_of
+from medmvl.data.converters.own_media import MediaColumn, MediaWriter, entries_of, own_title
+from medmvl.data.converters.own_unnamed import note_unnamed
 from medmvl.data.converters.splits import divide
 from medmvl.data.pseudonyms import Pseudonyms
 from medmvl.data.read_options import NAMES as READ_OPTIONS
 from medmvl.data.read_options import ReadOptions
 from medmvl.data.sample import IMAGE_PLACEHOLDER, VOLUME_ALIAS, VOLUME_PLACEHOLDER
-from medmvl.errors import DataError
+from medmvl.errors import DataError, did_you_mean
 from medmvl.progress_bar import track
 
 #: Parquet shards of the hub's data sets: SPLIT-00000-of-00004.parquet, also with a hash.
@@ -50,6 +54,13 @@ class FolderOptions(Options):
         description="comma-separated columns that identify patients, besides `patient`: their values are removed from texts, "
         "ids and paths; auto: by the columns' names; none: no column",
     )
+    paths: Literal["auto", "keep", "neutral"] = Field(
+        "auto",
+        description="paths in the records; neutral: of links below `out/media` with neutral names; keep: as in the table; auto: "
+        "neutral if paths hold identifiers of patients or words that may be names",
+    )
+    text_only: bool = Field(False, description="make records without images although the table names some")
+    unnamed: str | None = Field(None, description="file for the paths of all images and series that no row names")
     license: str | None = Field(
         None, description="license of the data, for the report and model cards; default: not stated"
     )
@@ -70,7 +81,12 @@ class FolderOptions(Options):
     @model_validator(mode="after")
     def _check(self) -> FolderOptions:
         if self.test_share + self.val_share > 1:
-            raise ValueError("test_share and val_share are more than 1 together")
+            given = f"{self.test_share:g} and {self.val_share:g}"
+            raise ValueError(f"--test-share and --val-share together must be at most 1, not {given}")
+        if self.text_only and (self.image or self.volume):
+            raise ValueError(
+                "--text-only makes records without images. Leave it out, or leave --image and --volume out"
+            )
         return self
 
     def reading(self) -> ReadOptions:
@@ -96,51 +112,79 @@ def run(job: Job) -> Rows:
     options: FolderOptions = job.options
     table = _table(job)
     if options.encoding and (table.is_dir() or table.suffix in CHAT_SUFFIXES):
-        raise DataError("encoding= has a meaning for csv tables only. Leave it out.")
+        raise DataError("--encoding has a meaning for csv tables only. Leave it out.")
     if table.suffix in CHAT_SUFFIXES:
         yield from iter_chat(job, table, Masker(lambda: _pseudonyms(job, options.key_file)))
         return
     _check_columns(job, options)
     rows = list(_rows(job, table, options))
     root = table if table.is_dir() else table.parent
+    _check_media_columns(job, options, rows, root)
     finder = IdentityFinder(job, dict.fromkeys(column for row in rows for column in row.cells), root)
     identities = [finder.of(row.cells, _named_files(row, options)) for row in track(rows, "identities")]
     splits = _splits(job, rows, [identity.patient for identity in identities])
     masker = Masker(lambda: _pseudonyms(job, options.key_file))
     cells = [(_media_cells(row, options), identity) for row, identity in zip(rows, identities, strict=True)]
     media = MediaWriter(job, root, cells, masker)
+    job.report.title = own_title(table, media.screen)
     for row, identity, split in zip(track(rows, "rows"), identities, splits, strict=True):
         record = _record(job, table.stem, row, identity, split, media, masker)
         if record is not None:
             yield split, record
+    note_unnamed(job, media, finder, (cell for row in rows for cell in row.cells.values()))
 
 
 def _table(job: Job) -> Path:
-    """Return the table or saved data set to read: the one named, or the only one there."""
+    """Return the table or saved data set to read: the one named, or the only one there.
+
+    Raises:
+        DataError: naming the tables that are there, if the one named is not, or if none or several are there.
+    """
     if job.file is not None:
         return job.file
-    if job.options.table:
-        return job.source / job.options.table
-    if any((job.source / name).is_file() for name in ("dataset_dict.json", "state.json")):
-        return job.source
-    if _hub_shards(job.source):
-        return job.source
     found = [p for pattern in _TABLES for p in sorted(job.source.glob(pattern))]
-    if not found:
-        found = [p for suffix in CHAT_SUFFIXES for p in sorted(job.source.glob(f"*{suffix}"))]
+    chats = [p for suffix in CHAT_SUFFIXES for p in sorted(job.source.glob(f"*{suffix}"))]
+    if job.options.table:
+        named = job.source / job.options.table
+        if path_exists(named):
+            return named
+        known = did_you_mean(job.options.table, [p.name for p in (*found, *chats)])
+        raise DataError(f"There is no table {job.options.table!r} in {job.source}. {known}")
+    if any((job.source / name).is_file() for name in ("dataset_dict.json", "state.json")) or _hub_shards(job.source):
+        return job.source
+    found = found or chats
     if len(found) != 1:
         names = ", ".join(p.name for p in found) or "none"
-        raise DataError(f"{job.source} must hold one table (it holds: {names}). Name it with --set table=NAME.")
+        raise DataError(f"{job.source} must hold one table (it holds: {names}). Name it with --table NAME.")
     return found[0]
 
 
 def _check_columns(job: Job, options: FolderOptions) -> None:
     if not options.image and not options.volume:
-        job.report.note("Neither --set image= nor --set volume= is given: the records are text only.")
+        job.report.note("Neither --image nor --volume is given: the records are text only.")
     if bool(options.question) == bool(options.prompt):
-        raise DataError("Give either --set question=COLUMN or --set prompt='one question for all rows'.")
+        raise DataError("Give either --question COLUMN or --prompt 'one question for all rows'.")
     if options.patient and options.patient in options.kept():
-        raise DataError(f"keep={options.patient} would write the patients' identifiers into the records. Leave it out.")
+        raise DataError(
+            f"--keep {options.patient} would write the patients' identifiers into the records. Leave it out."
+        )
+
+
+def _check_media_columns(job: Job, options: FolderOptions, rows: list[_Row], root: Path) -> None:
+    """Raise if no column of images or volumes is given although the table has one.
+
+    Raises:
+        DataError: naming the columns with the flags that take them.
+    """
+    if options.image or options.volume or options.text_only:
+        return
+    flags = media_columns([row.cells for row in rows], root, job.source)
+    if flags:
+        named = ", ".join(f"{flag} {shlex.quote(column)}" for column, flag in flags.items())
+        raise DataError(
+            f"Neither --image nor --volume is given, but columns of the table name files that exist: {named}. Give one or both of "
+            "these flags, or --text-only for records without images."
+        )
 
 
 def _rows(job: Job, table: Path, options: FolderOptions) -> Iterator[_Row]:
@@ -229,13 +273,18 @@ def _pseudonyms(job: Job, key_file: str | None) -> Pseudonyms:
     return pseudonyms
 
 
-def _media_cells(row: _Row, options: FolderOptions) -> list[Any]:
-    return [row.cells.get(column) for column in (options.image, options.volume) if column]
+def _media_columns(options: FolderOptions) -> list[MediaColumn]:
+    chosen = (("image", options.image), ("image3d", options.volume))
+    return [MediaColumn(kind, name) for kind, name in chosen if name]
+
+
+def _media_cells(row: _Row, options: FolderOptions) -> list[tuple[MediaColumn, Any]]:
+    return [(column, row.cells.get(str(column.name))) for column in _media_columns(options)]
 
 
 def _named_files(row: _Row, options: FolderOptions) -> list[str]:
     """Return the files that a row names, without pictures in its cells."""
-    entries = [entry for cell in _media_cells(row, options) for entry in entries_of(cell)]
+    entries = [entry for _, cell in _media_cells(row, options) for entry in entries_of(cell)]
     return [entry for entry in entries if isinstance(entry, str)]
 
 
@@ -249,12 +298,12 @@ def _record(
         job.report.fault("empty question or answer", row.name)
         return None
     paths: dict[str, list[str]] = {}
-    for key, column in (("image", options.image), ("image3d", options.volume)):
-        found = media.paths(row.cells.get(column) if column else None, key, row.name)
+    for column, cell in _media_cells(row, options):
+        found = media.paths(cell, column, row.name, identity)
         if found is None:
             return None
         if found:
-            paths[key] = found
+            paths[column.kind] = found
     identifier = _text(row.cells, options.id) or f"{table}-{row.name.removeprefix('row ').replace(' ', '-')}"
     texts = [masker.text(text, identity) for text in (identifier, question, answer)]
     if texts[1:] != [question, answer]:

@@ -13,7 +13,7 @@ from typing import Any
 from pydicom import dcmread
 
 from medmvl.data.converters.converter import Job
-from medmvl.data.pseudonyms import Pseudonyms, mask, mask_words, spellings
+from medmvl.data.pseudonyms import Pseudonyms, mask, mask_words
 from medmvl.errors import DataError, did_you_mean
 from medmvl.imaging.dicom.dataset import looks_like_dicom
 
@@ -51,7 +51,6 @@ _HEADER_NAMES = (
 _NO_DICOM = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".nii", ".gz", ".npy", ".npz", ".nrrd", ".mha", ".mhd")
 #: Files of a folder that are tried until one is a DICOM file.
 _TRIED = 5
-_LONGEST = 6  # words of an identifier in a path
 
 
 @dataclass(frozen=True)
@@ -110,6 +109,10 @@ class IdentityFinder:
             names += persons
         others = dict.fromkeys(value for value in found if value and value != patient)
         return Identity(patient, tuple(others), tuple(dict.fromkeys(name for name in names if name)))
+
+    def of_file(self, file: Path) -> Identity:
+        """Return the identity in the header of a file or folder that no row names."""
+        return self.of({}, [str(file.absolute())])
 
     def _header(self, file: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Return the numbers (the patient's first) and the names in the header of a DICOM file or of a folder's first one."""
@@ -184,39 +187,6 @@ def _first_dicom(path: Path) -> Path | None:
     except (OSError, ValueError):
         pass
     return None
-
-
-class PathScreen:
-    """Whether paths hold identifiers.
-
-    Words of a path are compared with all identifiers, in any case and with any separators; the identifiers of a path's own
-    row are also found within words.
-    """
-
-    def __init__(self, identities: Iterable[Identity]) -> None:
-        self._words: set[str] = set()
-        self._short: set[str] = set()
-        for identity in identities:
-            names = [word for name in identity.names for word in re.findall(r"[^\W\d_]{4,}", name)]
-            for text in (*identity.known, *names):
-                for spelled in spellings(text):
-                    (self._words if len(spelled) >= 4 else self._short).add(spelled)
-
-    def holds(self, path: str, identity: Identity) -> bool:
-        """Return whether a path holds an identifier of any patient, `identity` being that of its row."""
-        lowered = path.lower()
-        words = re.findall(r"[^\W_]+", lowered)
-        for first in range(len(words)):
-            joined = ""
-            for word in words[first : first + _LONGEST]:
-                joined += word
-                if joined in self._words:
-                    return True
-        parts = re.split(r"[\\/]", lowered)
-        if self._short.intersection(parts, (part.partition(".")[0] for part in parts)):
-            return True
-        packed = "".join(words)
-        return any(len(text) >= 6 and text in packed for one in identity.known for text in spellings(one))
 
 
 class Masker:
