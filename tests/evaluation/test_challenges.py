@@ -78,7 +78,7 @@ def test_classification_file_round_trip_and_scores(tmp_path):
     assert scores["accuracy"] == 1
     assert scores["auroc_macro"] == 1  # of Lung nodule, the only finding with both classes
     assert scores["f1_macro"] == pytest.approx(2 / 18)  # 16 findings do not occur and count as 0
-    with pytest.raises(EvaluationError, match="1 image\\(s\\) have no prediction, the first is valid_2_a_1"):
+    with pytest.raises(EvaluationError, match="1 image has no prediction, the first is valid_2_a_1"):
         classification_scores({"valid_1_a_1": perfect["valid_1_a_1"]}, truth)
 
 
@@ -110,7 +110,7 @@ def test_report_scores_of_perfect_and_of_normal_reports():
     assert normal["crg"] == pytest.approx(1 / 3)
     assert normal["bleu1"] < 0.01
     assert "auroc_macro" not in normal
-    with pytest.raises(EvaluationError, match="1 image.s. have no report, the first is valid_2_a_1"):
+    with pytest.raises(EvaluationError, match="1 image has no report, the first is valid_2_a_1"):
         report_scores({"valid_1_a_1": "x"}, references, truth)
 
 

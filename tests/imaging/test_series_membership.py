@@ -85,7 +85,7 @@ def test_end_slice_with_another_uid_is_refused(tmp_path: Path) -> None:
     hu = random_hu()
     write_series(tmp_path, hu, shuffle=False)
     path = add(tmp_path, "sent-again.dcm", (-10.0, -20.0, 17.0), SeriesInstanceUID="1.2.77")
-    with pytest.raises(ImagingError, match=r"continue the volume.*sent-again\.dcm.*series="):
+    with pytest.raises(ImagingError, match=r"continues the volume.*sent-again\.dcm.*series="):
         read_volume(tmp_path)
     volume = read_volume(tmp_path, series=SERIES)
     np.testing.assert_array_equal(volume.array, hu)

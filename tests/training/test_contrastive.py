@@ -414,8 +414,8 @@ def test_misfits_are_reported_before_weights_are_made(contrastive, tmp_path):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"image": []}, r"Sample r3: it has 0 images"),
-        ({"image": ["1.png", "2.png"]}, r"Sample r3: it has 2 images"),
+        ({"image": []}, r"record 'r3': it has 0 images"),
+        ({"image": ["1.png", "2.png"]}, r"record 'r3': it has 2 images"),
         ({"image3d": ["1.npy"]}, r"1 image and 1 volume"),
         ({"conversations": [{"from": "human", "value": "<image>"}]}, "no text to pair"),
     ],

@@ -90,7 +90,7 @@ def test_families_that_pack_by_masks_of_transformers(kind, changes):
 @pytest.mark.parametrize(
     ("kind", "changes", "reason"),
     [
-        ("doge", {}, "argument.* attention_mask; .* chooses among the tokens of a row .keep_window_size"),
+        ("doge", {}, "does not support: attention_mask; .* chooses among the tokens of a row .keep_window_size"),
         ("lfm2", {"layer_types": ["conv", "full_attention"]}, "layers of the kind conv$"),
         (
             "bloom",

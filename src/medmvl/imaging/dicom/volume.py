@@ -159,7 +159,7 @@ def _unused_series(chosen: Series, found: Scan, path: Path, explicit: bool) -> l
             files = found.names((item.path for item in other.slices), paths=True)
             raise ImagingError(
                 f"{path}: {counted(len(other.slices), 'slice continues', 'slices continue')} the volume under another series "
-                f"UID, as if sent again: {files}. Give them the UID of the series, or read the others alone with "
+                f"UID, as if sent again: {files}. Give all slices one UID, or read the others alone with "
                 f"series={chosen.uid!r}."
             )
         note = " although they continue the volume" if continues else ""
