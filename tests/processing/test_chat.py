@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 
 from medmvl.data.sample import Message
@@ -73,3 +76,16 @@ def test_a_broken_template_is_the_users_mistake(tokenizer):
 def test_an_unknown_template_is_named_with_the_closest(tokenizer):
     with pytest.raises(RecipeError, match="Did you mean 'chatml'"):
         load_template("chatlm")
+
+
+def test_threads_render_at_once(tokenizer):
+    template = load_template("chatml")
+    expected = render(ROUNDS, template, tokenizer)
+    usual = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            found = list(threads.map(lambda _: render(ROUNDS, template, tokenizer), range(400)))
+    finally:
+        sys.setswitchinterval(usual)
+    assert set(found) == {expected}

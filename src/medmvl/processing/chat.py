@@ -8,7 +8,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -27,6 +29,19 @@ from medmvl.processing.time_limit import TimeLimitError, memory_limit, time_limi
 
 #: Time a chat template may take; a rendering takes about a millisecond.
 TEMPLATE_SECONDS = 20.0
+
+#: transformers marks the characters to learn in an object that all renderings of a template share: two at once would raise, or mark each
+#: other's characters.
+_one_at_a_time = threading.Lock()
+
+
+def _unlock_in_child() -> None:
+    """Give a forked process a lock of its own: a thread that held it is not there."""
+    global _one_at_a_time
+    _one_at_a_time = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_unlock_in_child)
 
 #: Sentencepiece's sign for the beginning of a word.
 WORD_MARK = "\N{LOWER ONE EIGHTH BLOCK}"
@@ -67,7 +82,7 @@ def render(
     chat = [{"role": message.role, "content": message.text} for message in messages]
     specials = {"bos_token": "", "eos_token": "", "pad_token": "", "unk_token": "", **tokenizer.special_tokens_map}
     try:
-        with nullcontext() if template_name(template) else _limits(template):
+        with _one_at_a_time, nullcontext() if template_name(template) else _limits(template):
             texts, spans = render_jinja_template(
                 [chat], chat_template=template, return_assistant_tokens_mask=True, add_generation_prompt=ask, **specials
             )
