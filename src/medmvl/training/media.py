@@ -12,7 +12,7 @@ from itertools import chain, zip_longest
 from medmvl.data.dataset import SampleDataset
 from medmvl.data.faults import Fault, fault_lines, warning_lines
 from medmvl.data.media_check import MediaCheck
-from medmvl.data.origins import origins_of
+from medmvl.data.origins import Origins, origins_of
 from medmvl.data.read_options import ReadOptions
 from medmvl.data.roots import Root
 from medmvl.errors import DataError
@@ -59,8 +59,18 @@ class _Users:
     """The files of a data set, with the ids of the records that use each."""
 
     title: str
-    dataset: SampleDataset
     files: dict[MediaFile, list[str]]
+    origins: Origins | None
+
+    def fault_lines(self, file: MediaFile, reason: str) -> list[str]:
+        """Return the line about a file that cannot be read."""
+        faults = [Fault(self.title, one, "", file[2], reason) for one in self.files[file]]
+        return fault_lines(faults, self.title, self.origins)
+
+    def warning(self, file: MediaFile, text: str) -> Fault:
+        """Return a reader's warning about a file that could be read."""
+        first = self.files[file][0]
+        return Fault(self.title, first, f"{self.title}, record {first!r}: {file[2]}: {text}")
 
 
 def read_media(contexts: Sequence[StageContext], seconds: float = SECONDS) -> MediaReport:
@@ -72,7 +82,7 @@ def read_media(contexts: Sequence[StageContext], seconds: float = SECONDS) -> Me
         contexts: the stages.
         seconds: time after which no further file is read.
     """
-    report = MediaReport()
+    report, warnings = MediaReport(), list[Fault]()
     users = list(_users(contexts, report))
     turns = list(_turns(users))
     report.files = len({file for _, file in turns})
@@ -81,8 +91,12 @@ def read_media(contexts: Sequence[StageContext], seconds: float = SECONDS) -> Me
         if number >= len(users) and time.monotonic() > end:
             break
         seen.add(file)
-        _look(check, used, file, report)
-    report.read = len(seen)
+        verdict, first = check.look(*file)
+        if verdict.fault:
+            report.faults += used.fault_lines(file, verdict.fault)
+        if first:
+            warnings += [used.warning(file, text) for text in verdict.warnings]
+    report.read, report.warnings = len(seen), list(warning_lines(warnings))
     return report
 
 
@@ -109,7 +123,7 @@ def _users(contexts: Sequence[StageContext], report: MediaReport) -> Iterator[_U
                     else:
                         files.setdefault(file, []).append(sample.id)
         report.skipped.update(skipped.values())
-        yield _Users(f"data set {name!r} ({dataset.path.name})", dataset, files)
+        yield _Users(f"data set {name!r} ({dataset.path.name})", files, origins_of(dataset.path))
 
 
 def _records_used(contexts: Iterable[StageContext]) -> dict[str, tuple[SampleDataset, int]]:
@@ -131,15 +145,3 @@ def _turns(users: Sequence[_Users]) -> Iterator[tuple[_Users, MediaFile]]:
         random.Random(0).shuffle(files)
         queues.append(files)
     yield from (entry for entry in chain.from_iterable(zip_longest(*queues)) if entry is not None)
-
-
-def _look(check: MediaCheck, used: _Users, file: MediaFile, report: MediaReport) -> None:
-    """Read a file and put what is found into the report."""
-    verdict, first = check.look(*file)
-    ids, name = used.files[file], file[2]
-    if verdict.fault:
-        faults = [Fault(used.title, one, "", name, verdict.fault) for one in ids]
-        report.faults += fault_lines(faults, used.title, origins_of(used.dataset.path))
-    if first:
-        texts = [f"{used.title}, record {ids[0]!r}: {name}: {text}" for text in verdict.warnings]
-        report.warnings += warning_lines([Fault(used.title, ids[0], text) for text in texts])
