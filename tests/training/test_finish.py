@@ -118,3 +118,16 @@ def test_rounding_to_half_precision_may_turn_single_rows(rows, value, half, acce
     else:
         with pytest.raises(TrainingError, match="'s'"):
             check.compare("c", found, expected, half=half)
+
+
+def test_rows_that_half_precision_turned_are_not_called_rounding(capsys):
+    expected = torch.linspace(-1, 1, 40 * 8).reshape(40, 8)
+    check = FinishedCheck("s")
+    check.compare("written", expected, expected, half=True)
+    check.say()
+    assert "they differ by no more than rounding (" in capsys.readouterr().err
+    found = expected.clone()
+    found[0] += 40
+    check.compare("written", found, expected, half=True)
+    check.say()
+    assert "rounding, but for 2.5% of them, as half precision allows (" in capsys.readouterr().err

@@ -36,11 +36,13 @@ class FinishedCheck:
         stage: name of the stage, for messages.
         what: what is compared, such as "logits".
         differences: name of a comparison -> largest difference, relative to the largest value.
+        beyond: largest share of rows that differ by more than rounding; above 0 in half precision only.
     """
 
     stage: str
     what: str = "logits"
     differences: dict[str, float] = field(default_factory=dict)
+    beyond: float = 0.0
 
     def compare(self, name: str, found: Tensor, expected: Tensor, *, half: bool = False) -> None:
         """Note the largest difference of two results of equal shape (rows, values).
@@ -60,6 +62,7 @@ class FinishedCheck:
         difference = float(differences.max())
         self.differences[name] = max(difference, self.differences.get(name, 0.0))
         beyond = float((differences > tolerance).float().mean())
+        self.beyond = max(self.beyond, beyond)
         if not isfinite(difference) or beyond > outliers:
             raise TrainingError(
                 f"Stage {self.stage!r}: the finished model's {self.what} differ from the trained model's by {difference:.1e} of "
@@ -83,9 +86,10 @@ class FinishedCheck:
     def say(self) -> None:
         """Print the differences."""
         found = ", ".join(f"{name} {difference:.1e}" for name, difference in self.differences.items())
+        more = f", but for {self.beyond:.1%} of them, as half precision allows" if self.beyond else ""
         message = (
-            f"Stage {self.stage}: the written checkpoint gives the {self.what} of the trained model; they differ by no more than rounding "
-            f"(share of the largest: {found})."
+            f"Stage {self.stage}: the written checkpoint gives the {self.what} of the trained model; they differ by no more than "
+            f"rounding{more} (share of the largest: {found})."
         )
         Console(stderr=True, soft_wrap=True).print(message, highlight=False, markup=False)
 
