@@ -62,17 +62,6 @@ def ct(tmp_path_factory, phantom) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def served(model_folder):
-    with live_page(model_folder) as (page, address):
-        yield page, address
-
-
-@pytest.fixture
-def visitor(served) -> Visitor:
-    return Visitor(served[1])
-
-
 def test_image_is_shown_and_answered_about(visitor, media):
     opened = visitor.send([media / "a.png"]).json()
     assert opened["studies"][0]["kind"] == "image"

@@ -22,17 +22,6 @@ def ct(tmp_path_factory):
     return path
 
 
-@pytest.fixture(scope="module")
-def served(model_folder):
-    with live_page(model_folder) as (page, address):
-        yield page, address
-
-
-@pytest.fixture
-def visitor(served):
-    return Visitor(served[1])
-
-
 @pytest.fixture
 def session(served, visitor):
     return served[0].sessions.get(visitor.facts["session"])
