@@ -13,9 +13,9 @@ from typing import Any
 from pydicom import dcmread
 
 from medmvl.data.converters.converter import Job
+from medmvl.data.converters.own_tree import is_dicom
 from medmvl.data.pseudonyms import Pseudonyms, mask, mask_words
 from medmvl.errors import DataError, did_you_mean
-from medmvl.imaging.dicom.dataset import looks_like_dicom
 
 #: Columns that name a person; words of their values are looked for one by one as well.
 _NAME_COLUMNS = re.compile(
@@ -180,10 +180,8 @@ def _first_dicom(path: Path) -> Path | None:
     try:
         files = sorted(entry for entry in path.rglob("*") if entry.is_file())[:_TRIED] if path.is_dir() else [path]
         for file in files:
-            if not file.name.lower().endswith(_NO_DICOM) and file.is_file():
-                with file.open("rb") as handle:
-                    if looks_like_dicom(handle.read(132)):
-                        return file
+            if not file.name.lower().endswith(_NO_DICOM) and file.is_file() and is_dicom(file):
+                return file
     except (OSError, ValueError):
         pass
     return None

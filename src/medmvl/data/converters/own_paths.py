@@ -111,12 +111,16 @@ def exposure(place: Path, paths: list[tuple[str, Identity]], screen: PathScreen)
         screen: of the identities.
     """
     whole = str(place.resolve())
-    identified = any(screen.holds(whole, identity) or screen.holds(path, identity) for path, identity in paths)
+    distinct = dict.fromkeys(paths)  # many rows ask about one scan
+    identified = any(screen.holds(path, identity) for path, identity in distinct) or any(
+        screen.holds(whole, identity) for identity in dict.fromkeys(identity for _, identity in distinct)
+    )
     owned = [(path, identity.patient or number) for number, (path, identity) in enumerate(paths)]
     known = any(identity.patient for _, identity in paths)
     alone = len({owner for _, owner in owned}) < 2 and not known  # of a single row every word is its own
-    words = set() if alone else own_words(owned)
-    unclear = sum(1 for path, _ in paths if not words.isdisjoint(letter_words(path)))
+    words = set() if alone else own_words(dict.fromkeys(owned))
+    telling = {path for path, _ in distinct if not words.isdisjoint(letter_words(path))}
+    unclear = sum(1 for path, _ in paths if path in telling)
     return Exposure(identified, unclear, known)
 
 
