@@ -7,6 +7,8 @@ import gzip
 import hashlib
 import json
 import logging
+import multiprocessing
+import multiprocessing.forkserver
 import sys
 import tempfile
 import zipfile
@@ -28,6 +30,7 @@ from medmvl.cli import main as command_line
 from medmvl.cli.main import app
 from medmvl.experiments.compare import jobs
 from medmvl.models import MedMVLForConditionalGeneration
+from medmvl.serving.server import readers
 from medmvl.ward.folder_app import run_study
 from ports import free_port
 from waiting import wait_for
@@ -87,6 +90,13 @@ def leaks_below(folder: Path, *, names_only: tuple[Path, ...] = ()) -> list[str]
                     content += b"".join(archive.read(member) for member in archive.namelist())
             found += [f"{name}: {what}" for what in leaks(content)]
     return found
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forkserver() -> None:
+    """The server of reader processes, begun among the usual temporary files: below `output` the path of its socket is too long."""
+    multiprocessing.set_forkserver_preload(readers.PRELOAD)
+    multiprocessing.forkserver.ensure_running()
 
 
 @pytest.fixture

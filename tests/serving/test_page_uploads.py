@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import zipfile
 from contextlib import contextmanager
@@ -121,3 +124,13 @@ def test_upload_under_way_is_not_opened(visitor, session, media):
         visitor.http.put("file", content=content, headers={"x-name": "whole.png"}).raise_for_status()
         assert [study["name"] for study in visitor.post("open").json()["studies"]] == ["whole.png"]
     assert replies[0].status_code == 409
+
+
+def test_long_path_of_temporary_files_is_named(model_folder, tmp_path):
+    place = tmp_path / ("long" * 30)
+    place.mkdir()
+    command = [sys.executable, "-m", "medmvl", "serve", "--model", str(model_folder), "--port", "0"]
+    environment = os.environ | {"TMPDIR": str(place)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.returncode == 2
+    assert "Set TMPDIR to a folder with a shorter path." in done.stderr

@@ -71,8 +71,12 @@ class ReaderPool:
         for start in self._starts:
             try:
                 start.result()
-            except (EOFError, OSError):
-                raise CheckpointError("The processes that read uploads cannot be started, or end at once.") from None
+            except (EOFError, OSError) as error:
+                # Python talks to them by a socket among the temporary files, whose path may have 107 bytes.
+                long = " Set TMPDIR to a folder with a shorter path." if "AF_UNIX path too long" in str(error) else ""
+                raise CheckpointError(
+                    f"The processes that read uploads cannot be started, or end at once.{long}"
+                ) from None
 
     async def prepare(self, source: Source) -> Tensor:
         """Return the tensor (3, H, W) of an image or (C, D, H, W) of a volume.
