@@ -185,7 +185,7 @@ def test_iu_xray_is_converted_under_its_own_name(tmp_path) -> None:
     for key in ("dataset", "title", "license", "options", "media_root"):
         assert report[key] == expected[key]
     assert report["dataset"] == "iu-xray"
-    assert "licence" not in report
+    assert report["licence"] == report["license"]
     with pytest.raises(DataError, match=r"no max_words.*medmvl data convert iu-xray"):
         run("mimic-cxr", tmp_path / "src", tmp_path / "cut", max_words=50)
     mixed = {"train": [item | {"id": "02aa804e"}, item], "val": [], "test": []}

@@ -127,12 +127,12 @@ def test_unknown_table_and_share_are_answered_in_words(tmp_path):
         run("folder", source, tmp_path / "out", volume="CT", test_share=5, **ASKED)
 
 
-def test_title_names_the_table_and_license_has_one_key(tmp_path):
+def test_title_names_the_table_and_both_keys_hold_the_license(tmp_path):
     source = export(tmp_path / "src", ["01", "02"])
     run("folder", source, tmp_path / "out", volume="CT", **ASKED)
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["title"] == "Your own data: the table t.csv and its images or volumes"
-    assert "licence" not in report
+    assert report["licence"] == report["license"]  # scripts of users read the old key
     old = {"dataset": "folder", "licence": "CC0", "media_root": "."}
     (tmp_path / "out/report.json").write_text(json.dumps(old))
     recipe = {"data_root": str(tmp_path / "out"), "data": {"own": {"path": "train.jsonl"}}}

@@ -178,6 +178,7 @@ def _report(converter: Converter, job: Job, result: Conversion) -> dict[str, Any
         "dataset": converter.name,
         "title": title,
         "license": license_,
+        "licence": license_,  # the key of reports before November 2026, which scripts of users read
         "synthetic": job.synthetic,
         "homepage": converter.homepage,
         "media_root": os.path.relpath(result.media_root, job.out),
