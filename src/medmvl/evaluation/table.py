@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from medmvl.errors import EvaluationError
+from medmvl.errors import EvaluationError, counted
 from medmvl.evaluation.published import filled_tables
 
 #: Control -> what answers, in the order of the table.
@@ -77,7 +77,7 @@ def interval_notes(entry: Mapping[str, Any]) -> list[str]:
     notes = []
     if patients < FEW_PATIENTS:
         notes.append(
-            f"Only {patients} patient{'s' if patients != 1 else ''}: further patients may well score outside of the brackets, which are "
+            f"Only {counted(patients, 'patient')}: further patients may well score outside of the brackets, which are "
             f"too narrow for fewer than {FEW_PATIENTS}."
         )
     groups = [scores for values in (entry.get("groupings") or {}).values() for scores in values.values()]

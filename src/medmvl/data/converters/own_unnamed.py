@@ -9,6 +9,7 @@ from typing import Any
 from medmvl.data.converters.converter import Job
 from medmvl.data.converters.own_identity import IdentityFinder
 from medmvl.data.converters.own_media import MediaWriter
+from medmvl.errors import counted
 from medmvl.files import check_output, write_text
 
 #: Section of report.json.
@@ -35,7 +36,7 @@ def note_unnamed(job: Job, media: MediaWriter, finder: IdentityFinder, cells: It
     listed = [path for _, path in found if _may_be_listed(job, media, finder, path)]
     counts = Counter(what for what, _ in found)
     job.report.sections[SECTION] = {"counts": dict(counts), "paths": listed}
-    words = " and ".join(f"{count} {what}{'s' if count > 1 else ''}" for what, count in counts.items())
+    words = " and ".join(counted(count, what) for what, count in counts.items())
     where = (
         [f"report.json lists {'them' if len(listed) == len(found) else len(listed)} under {SECTION!r}"]
         if listed
