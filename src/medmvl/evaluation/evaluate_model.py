@@ -232,14 +232,18 @@ def answer_benchmark(
     out: Path,
     controls: Sequence[str] = (),
     *,
+    rounds: Sequence[str | None] | None = None,
     roots: MediaRoots | None = None,
     generation: GenerationOptions | None = None,
     batch_size: int = 8,
     on_row: OnRow | None = None,
 ) -> Answered:
-    """Write the predictions that `evaluate_model` scores; the arguments and errors are its own.
+    """Write the predictions that `evaluate_model` scores; the further arguments and errors are its own.
 
-    Processes may answer different benchmarks of one evaluation folder at the same time.
+    Processes may answer different rounds, of one benchmark or several, of an evaluation folder at the same time.
+
+    Args:
+        rounds: what is answered here: None for the questions as they are, and names in `controls`; by default all.
     """
     task = BENCHMARKS[benchmark]
     check_control_names(dict.fromkeys(controls), task.controls)
@@ -248,14 +252,15 @@ def answer_benchmark(
     roots = MediaRoots.of(roots).with_default(media_root_of(source))
     answered = Answered(benchmark, benchmark_records(task, source, Path(out)), roots, Path(out))
     answer = _answerer(model, task, controls, generation)
-    for number, control in enumerate((None, *controls)):
+    rounds = (None, *controls) if rounds is None else rounds
+    for number, control in enumerate(rounds):
         answer(
             answered.records,
             predictions_path(answered.out, benchmark, control),
             roots=roots,
             batch_size=batch_size,
             control=control,
-            on_row=_count_of_round(on_row, number, 1 + len(controls)),
+            on_row=_count_of_round(on_row, number, len(rounds)),
         )
     return answered
 

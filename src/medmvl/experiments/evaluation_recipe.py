@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from medmvl.data.check import check_records
 from medmvl.data.converters import DATASETS, convert
@@ -21,6 +22,7 @@ from medmvl.evaluation.items import make_item
 from medmvl.remote import RemotePath, join
 from medmvl.training.recipe import FolderName, Section
 from medmvl.training.recipe_io import read_yaml
+from medmvl.validation import allowed_and_given
 
 NAMED_FAULTS = 5  # faults of a data set that a message names
 
@@ -81,7 +83,7 @@ def load_evaluation_recipe(path: Path) -> EvaluationRecipe:
     try:
         recipe = EvaluationRecipe.model_validate(read_yaml(path))
     except ValidationError as error:
-        faults = " ".join(_fault(one["loc"], one["type"], one["msg"]) for one in error.errors())
+        faults = " ".join(_fault(one) for one in error.errors())
         raise RecipeError(f"{path} is not a valid evaluation recipe: {faults}") from error
     named: set[str] = set()
     for dataset, entry in recipe.data.items():
@@ -95,13 +97,14 @@ def load_evaluation_recipe(path: Path) -> EvaluationRecipe:
     return recipe
 
 
-def _fault(location: tuple[int | str, ...], kind: str, message: str) -> str:
+def _fault(detail: ErrorDetails) -> str:
     """Return one fault of a recipe as text."""
+    location = detail["loc"]
     path = ".".join(str(step) for step in location if step != "[key]") or "top level"
-    if kind == "extra_forbidden":
+    if detail["type"] == "extra_forbidden":
         section = TableDataset if location[0] == "data" else EvaluationRecipe
         return f"{path}: unknown key. {did_you_mean(str(location[-1]), section.model_fields)}"
-    return f"{path}: {message.removeprefix('Value error, ')}."
+    return f"{path}: {allowed_and_given(detail)}."
 
 
 def chosen_benchmarks(recipe: EvaluationRecipe, names: Sequence[str]) -> list[tuple[str, str]]:

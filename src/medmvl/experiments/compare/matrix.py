@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from medmvl.errors import RecipeError, did_you_mean, listed, naming, shown
 from medmvl.evaluation import BENCHMARKS, expand_benchmarks
@@ -18,6 +19,7 @@ from medmvl.training.recipe import FolderName, Recipe, Section
 from medmvl.training.recipe_io import apply_overrides, parse_recipe, read_yaml
 from medmvl.training.run_folder import FREE_STAGE_KEYS
 from medmvl.training.shipped import recipes_folder
+from medmvl.validation import allowed_and_given
 
 Settings = dict[str, Any]
 """key.path -> value, as `medmvl train --set` takes them."""
@@ -110,7 +112,7 @@ def load_matrix(path: PathLike) -> Matrix:
     try:
         matrix = Matrix.model_validate(values)
     except ValidationError as error:
-        faults = [_words(detail["loc"], detail["type"], detail["msg"]) for detail in error.errors()]
+        faults = [_words(detail) for detail in error.errors()]
         raise RecipeError(listed(f"{file} is not a valid matrix:", faults)) from error
     with naming(file):
         names = expand_benchmarks(matrix.evaluate.benchmarks)
@@ -127,12 +129,13 @@ def load_matrix(path: PathLike) -> Matrix:
     return matrix
 
 
-def _words(location: tuple[int | str, ...], kind: str, message: str) -> str:
+def _words(detail: ErrorDetails) -> str:
+    location = detail["loc"]
     path = ".".join(str(step) for step in location if not str(step).endswith("]")) or "top level"
-    if kind == "extra_forbidden":
+    if detail["type"] == "extra_forbidden":
         section = EvaluateSettings if location[0] == "evaluate" else Matrix
         return f"{path}: unknown key. {did_you_mean(str(location[-1]), section.model_fields)}"
-    return f"{path}: {message}."
+    return f"{path}: {allowed_and_given(detail)}."
 
 
 def expand(matrix: Matrix, folder: Path) -> list[Run]:

@@ -1,4 +1,4 @@
-"""Two processes that work at the same time, one for each kind of picture."""
+"""Two processes that work at the same time."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from typing import Any
 from medmvl.errors import TrainingError
 from medmvl.process_pool import process_pool
 
+_PROCESSES = 2
+
 
 def in_parallel(calls: Sequence[tuple[Any, ...]], watch: Callable[[], None]) -> list[Any]:
-    """Return the result of each of `calls`, from as many processes; the first error ends all of them.
+    """Return the result of each of `calls`, from two processes that begin them in order; the first error ends both.
 
     Args:
         calls: a function and its arguments each, which can be pickled.
@@ -22,7 +24,7 @@ def in_parallel(calls: Sequence[tuple[Any, ...]], watch: Callable[[], None]) -> 
         TrainingError: if a process ends without a result.
     """
     try:
-        with process_pool(len(calls)) as pool:
+        with process_pool(_PROCESSES) as pool:
             jobs = [pool.submit(*call) for call in calls]
             pending = set(jobs)
             while pending:
