@@ -69,6 +69,17 @@ def test_series_of_no_row_is_counted_and_listed_if_it_tells_nobody(tmp_path):
     assert "Schulze" not in (tmp_path / "out/report.json").read_text()
 
 
+def test_large_source_is_searched_only_if_asked_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("medmvl.data.converters.own_media.MOST_ENTRIES", 3)
+    source = export(tmp_path / "src", ["01", "02"])
+    write_ct(source / "dicom/03/ct", 3, PatientID="7777777")
+    _, result = run("folder", source, tmp_path / "out", volume="CT", **ASKED)
+    assert any("was not searched for images and series that no row names" in note for note in result.report.notes)
+    _, result = run("folder", source, tmp_path / "all", volume="CT", unnamed=str(tmp_path / "all.txt"), **ASKED)
+    assert (tmp_path / "all.txt").read_text().splitlines() == ["dicom/03/ct"]
+    assert not any("was not searched" in note for note in result.report.notes)
+
+
 @pytest.mark.parametrize("folder", ["Mueller_Joerg", "JÖRG-MÜLLER", "muller_jorg"])
 def test_names_of_headers_are_found_in_paths_in_any_spelling(tmp_path, folder):
     source = export(tmp_path / "src", [folder], SpecificCharacterSet="ISO_IR 192", PatientName="Müller^Jörg")

@@ -7,23 +7,13 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from medmvl.errors import shown
+from medmvl.validation import allowed
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-#: Kinds of pydantic's errors -> what the value must be.
-_KINDS = {
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "finite_number": "a number",
-    "int_parsing": "a whole number",
-    "int_from_float": "a whole number",
-    "int_type": "a whole number",
-    "bool_parsing": "true or false",
-    "bool_type": "true or false",
-    "string_type": "a text",
-}
-_BOUNDS = ("greater_than_equal", "greater_than", "less_than_equal", "less_than")
+#: Kinds of pydantic's errors whose message states all bounds of the number.
+_BOUNDED = ("greater_than_equal", "greater_than", "less_than_equal", "less_than", "float_parsing", "int_parsing")
 
 
 def option_fault(options: type[BaseModel], detail: ErrorDetails) -> str:
@@ -33,26 +23,18 @@ def option_fault(options: type[BaseModel], detail: ErrorDetails) -> str:
         options: the settings of the converter, which state the bounds.
         detail: the fault as pydantic gives it.
     """
+    words = allowed(detail)
     if not detail["loc"]:
-        return f"{detail['msg'].removeprefix('Value error, ')}."
+        return f"{words}."
     name = str(detail["loc"][0])
-    allowed = _allowed(options, name, detail)
     flag = f"--{name.replace('_', '-')}"
-    if allowed is None:
-        return f"{flag}: {detail['msg'].removeprefix('Value error, ')}."
-    return f"{flag} must be {allowed}, not {shown(detail['input'])}."
-
-
-def _allowed(options: type[BaseModel], name: str, detail: ErrorDetails) -> str | None:
-    """Return what a setting may be, in words; None if only pydantic's message says it."""
-    kind = detail["type"]
-    if kind == "literal_error":
-        return f"one of {detail['ctx']['expected'].replace(chr(39), '')}"
-    field = options.model_fields.get(name)
-    bounds = _bounds(field.metadata if field is not None else ())
-    if kind in _BOUNDS or kind in ("float_parsing", "int_parsing"):
-        return f"{_KINDS.get(kind, 'a number')}{bounds}"
-    return _KINDS.get(kind)
+    if not words.startswith("must be "):
+        return f"{flag}: {words}."
+    if detail["type"] in _BOUNDED:
+        field = options.model_fields.get(name)
+        number = "whole number" if detail["type"].startswith("int") else "number"
+        words = f"must be a {number}{_bounds(field.metadata if field is not None else ())}"
+    return f"{flag} {words}, not {shown(detail['input'])}."
 
 
 def _bounds(metadata: Any) -> str:

@@ -47,8 +47,6 @@ _HEADER_NAMES = (
     "OtherPatientNames",
     "ReferringPhysicianName",
 )
-#: Files that are not DICOM; their first bytes are not read.
-_NO_DICOM = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".nii", ".gz", ".npy", ".npz", ".nrrd", ".mha", ".mhd")
 #: Files of a folder that are tried until one is a DICOM file.
 _TRIED = 5
 
@@ -180,7 +178,7 @@ def _first_dicom(path: Path) -> Path | None:
     try:
         files = sorted(entry for entry in path.rglob("*") if entry.is_file())[:_TRIED] if path.is_dir() else [path]
         for file in files:
-            if not file.name.lower().endswith(_NO_DICOM) and file.is_file() and is_dicom(file):
+            if file.is_file() and is_dicom(file):
                 return file
     except (OSError, ValueError):
         pass

@@ -15,7 +15,7 @@ from medmvl.data.converters.converter import Job
 from medmvl.data.converters.media import export_bytes, source_state
 from medmvl.data.converters.own_identity import Identity, Masker
 from medmvl.data.converters.own_paths import HIDDEN, PathScreen, exposure, letter_words
-from medmvl.data.converters.own_tree import PICTURE_SUFFIXES, VOLUME_SUFFIXES, SourceTree, media_suffix
+from medmvl.data.converters.own_tree import MOST_ENTRIES, PICTURE_SUFFIXES, VOLUME_SUFFIXES, SourceTree, media_suffix
 from medmvl.data.origins import Origins
 from medmvl.errors import shown
 from medmvl.files import atomic
@@ -91,7 +91,7 @@ class MediaWriter:
     def __init__(self, job: Job, root: Path, rows: list[MediaRow], masker: Masker) -> None:
         self._job, self._root, self._masker = job, root, masker
         self.screen = PathScreen(identity for _, identity in rows)
-        self._tree = SourceTree(job.source, job.out)
+        self._tree = SourceTree(job.source, job.out, None if job.options.unnamed is not None else MOST_ENTRIES)
         self._rows = rows
         self._searched: dict[str, int] = {}
         self.exports = self._must_export()
@@ -183,6 +183,15 @@ class MediaWriter:
     def _relative(self, source: Path) -> str:
         return Path(os.path.relpath(source, self._job.source)).as_posix()
 
+    @property
+    def is_searched(self) -> bool:
+        """Whether the source is searched for media that no row names: False if there are rows with media and it is too large."""
+        return not self._kinds or not self._tree.is_too_large
+
+    @cached_property
+    def _kinds(self) -> set[str]:
+        return {column.kind for row, _ in self._rows for column, _ in row}
+
     def unnamed(self, cells: Iterable[Any]) -> list[tuple[str, str]]:
         """Return what `SourceTree.unnamed` finds: (what, path relative to the source) of media that no row names.
 
@@ -190,8 +199,7 @@ class MediaWriter:
             cells: further cells that may name files, of columns that are not in use.
         """
         further = {self._relative(self._root / name) for name in {name for cell in cells for name in _names_in(cell)}}
-        kinds = {column.kind for row, _ in self._rows for column, _ in row}
-        return list(self._tree.unnamed(self._named | further, kinds)) if kinds else []
+        return list(self._tree.unnamed(self._named | further, self._kinds)) if self._kinds else []
 
     def tells_patient(self, path: str, identity: Identity) -> bool:
         """Return whether the path of media that no row names may tell a patient: by an identifier, or by words of its own.

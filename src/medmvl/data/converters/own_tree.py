@@ -34,8 +34,8 @@ _OTHERS = (
     ".gz",
     ".zip",
 )
-#: Most files and folders that are searched; a larger export is not.
-_MOST = 300_000
+#: Files and folders up to which a source is searched unasked, so that a conversion does not read a whole archive for a note.
+MOST_ENTRIES = 300_000
 #: Files of a folder that are tried until one is a DICOM file, and files that make a folder a series.
 _TRIED, _SERIES = 5, 2
 
@@ -52,14 +52,24 @@ class SourceTree:
     Args:
         root: the source.
         out: the output of this conversion, which may be in the source.
+        most: files and folders up to which the source is searched; None for any number.
     """
 
-    def __init__(self, root: Path, out: Path) -> None:
-        self._root, self._out = root, out
+    def __init__(self, root: Path, out: Path, most: int | None = MOST_ENTRIES) -> None:
+        self._root, self._out, self._most = root, out, most
+
+    @property
+    def is_too_large(self) -> bool:
+        """Whether the source has more than `most` files and folders, so that it is not searched."""
+        return self._folders is None
+
+    @property
+    def folders(self) -> dict[str, list[str]]:
+        """Folder, relative to the root ("" for itself) -> its files; {} for a source that is too large."""
+        return self._folders or {}
 
     @cached_property
-    def folders(self) -> dict[str, list[str]]:
-        """Folder, relative to the root ("" for itself) -> its files; {} for a source of more than 300,000 entries."""
+    def _folders(self) -> dict[str, list[str]] | None:
         found: dict[str, list[str]] = {}
         count, seen = 0, {os.path.realpath(self._out)}
         for place, names, files in os.walk(self._root, followlinks=True):
@@ -72,8 +82,8 @@ class SourceTree:
             relative = _relative(Path(place).relative_to(self._root))
             found[relative] = sorted(name for name in files if not name.startswith("."))
             count += len(names) + len(files)
-            if count > _MOST:
-                return {}
+            if self._most is not None and count > self._most:
+                return None
         return found
 
     @cached_property

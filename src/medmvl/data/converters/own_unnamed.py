@@ -9,6 +9,7 @@ from typing import Any
 from medmvl.data.converters.converter import Job
 from medmvl.data.converters.own_identity import IdentityFinder
 from medmvl.data.converters.own_media import MediaWriter
+from medmvl.data.converters.own_tree import MOST_ENTRIES
 from medmvl.errors import counted
 from medmvl.files import check_output, write_text
 
@@ -27,6 +28,12 @@ def note_unnamed(job: Job, media: MediaWriter, finder: IdentityFinder, cells: It
         finder: reads the headers of DICOM files.
         cells: further cells that may name files, of columns that are not in use.
     """
+    if not media.is_searched:
+        job.report.note(
+            f"The source has more than {MOST_ENTRIES:,} files and folders and was not searched for images and series "
+            "that no row names; --unnamed FILE searches it and lists them in FILE."
+        )
+        return
     found = media.unnamed(cell for cell in cells if not isinstance(cell, str) or len(cell) < _LONGEST_PATH)
     if job.options.unnamed is not None:
         check_output(job.options.unnamed)
