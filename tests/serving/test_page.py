@@ -510,8 +510,15 @@ def test_hostile_names_and_tags_are_texts(visitor, phantom, tmp_path):
         ("chances", '{"version": VERSION, "text": "a?", "options": {"a": 1}}'),
         ("explain", '{"version": VERSION, "turn": {"a": 1}}'),
         ("export", '{"version": VERSION, "format": "json", "images": [{"study": 1e400}]}'),
-        ("export", '{"version": VERSION, "format": "json", "images": [{"study": 0, "boxes": [[NaN, 0, 1, 1]]}]}'),
-        ("export", '{"version": VERSION, "format": "json", "images": [{"study": 0, "boxes": [[1E, 0, 1, 1]]}]}'),
+        (
+            "export",
+            '{"version": VERSION, "format": "json", "images": [{"study": 0, "boxes": [{"box": [NaN, 0, 1, 1], "number": 1}]}]}',
+        ),
+        ("export", '{"version": VERSION, "format": "json", "images": [{"study": 0, "boxes": [[0, 0, 1, 1]]}]}'),
+        (
+            "export",
+            '{"version": VERSION, "format": "json", "images": [{"study": 0, "boxes": [{"box": [1E, 0, 1, 1], "number": 1}]}]}',
+        ),
     ],
 )
 def test_odd_requests_are_refused(visitor, media, name, body):
@@ -730,6 +737,18 @@ def test_export_of_an_image_labels_a_preview(visitor, media, monkeypatch):
     plain = exported(visitor, "json", study=0).json()["key_images"][0]
     assert colored(heated) > colored(plain)
     assert "NO evidence" in exported(visitor, "markdown", study=0, evidence=found["id"]).text
+
+
+@pytest.mark.parametrize(("language", "word"), [("en", "boxes"), ("zh", "框")])
+def test_boxes_of_an_exported_image_are_numbered_as_on_the_page(visitor, media, language, word):
+    visitor.send([media / "a.png"])
+    boxes = [{"box": [0.1, 0.29, 0.5, 0.6], "number": number} for number in (3, 12)]
+    images = [exported(visitor, "json", study=0, boxes=[box]).json()["key_images"][0] for box in boxes]
+    assert [image["boxes"] for image in images] == [[box] for box in boxes]
+    assert images[0]["png_base64"] != images[1]["png_base64"]  # only the number differs
+    request = {"format": "markdown", "images": [{"study": 0, "boxes": boxes}], "version": visitor.version}
+    text = visitor.http.post("export", json={**request, "language": language}).text.replace("\\", "")
+    assert f"{word} 3: {{<10><29><50><60>}}, 12: {{<10><29><50><60>}}" in text
 
 
 @pytest.mark.parametrize("shape", [(200, 97, 10), (96, 96, 3), (5, 192, 193)])

@@ -108,3 +108,8 @@ def boxes_in(text: str) -> list[dict[str, Any]]:
         box = [min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)]
         found.append({"box": box, "start": match.start(), "end": match.end()})
     return found
+
+
+def box_in_text(box: Sequence[float]) -> str:
+    """Return a box, (x1, y1, x2, y2) as shares of width and height, as answers write it."""
+    return "{" + "".join(f"<{round(100 * share)}>" for share in box) + "}"

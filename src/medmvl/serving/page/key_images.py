@@ -19,12 +19,15 @@ from medmvl.imaging.preprocessing.rendering import PLANES, draw_plane
 from medmvl.imaging.preprocessing.windows import Window
 from medmvl.inference.confidence import percent
 from medmvl.inference.evidence import lay_over
+from medmvl.serving.page.conversation import box_in_text
 from medmvl.serving.page.errors import PageError
 from medmvl.serving.page.explaining import finer
 from medmvl.serving.page.sessions import HeatMap, OpenStudy, Session
 from medmvl.serving.page.study import VIEW_IMAGE, VIEW_VOLUME
 
 _LONGEST_SIDE = 640
+#: Boxes of a picture, and the highest number of one in a conversation.
+_MOST_BOXES, _HIGHEST_NUMBER = 20, 9999
 _BOX_COLOR, _TEXT_COLOR = (255, 214, 10), (235, 235, 235)
 
 
@@ -56,7 +59,8 @@ def key_image(session: Session, wanted: Any, known: Mapping[str, str]) -> KeyIma
 
     Args:
         session: of the visitor.
-        wanted: `study`; for a volume `plane`, `index` and `window`; for an image `boxes`; `evidence`: id of the heat map over it.
+        wanted: `study`; for a volume `plane`, `index` and `window`; for an image `boxes`, each with `box` and its `number` on the
+            page; `evidence`: id of the heat map over it.
         known: words of the page.
 
     Raises:
@@ -95,15 +99,31 @@ def _image(study: OpenStudy, wanted: Mapping[str, Any], known: Mapping[str, str]
         share = open_picture(heat.path).convert("L").resize(picture.size, PIL.Image.Resampling.BILINEAR)
         picture = _heated(np.asarray(picture), np.asarray(share))
     draw = PIL.ImageDraw.Draw(picture)
-    boxes = [[min(max(float(value), 0.0), 1.0) for value in box] for box in wanted.get("boxes") or []][:20]
-    for x1, y1, x2, y2 in boxes:
+    boxes = [_box(one) for one in wanted.get("boxes") or []][:_MOST_BOXES]
+    for box in boxes:
+        x1, y1, x2, y2 = box["box"]
         corners = (x1 * picture.width, y1 * picture.height, x2 * picture.width - 1, y2 * picture.height - 1)
         draw.rectangle(corners, outline=_BOX_COLOR, width=max(1, picture.width // 200))
+        _write(draw, (corners[0] + 4, corners[1] + 4), str(box["number"]), _BOX_COLOR, "la")
     if sides := study.facts["sides"]:
         _letter(picture, sides)
     number = int(wanted["study"])
     where = {"study": number, "boxes": boxes, **_heat_facts(heat)}
-    return KeyImage(picture, f"{known['image']} {number + 1}", _notes(heat, known), where)
+    caption = f"{known['image']} {number + 1}"
+    if boxes:
+        caption += "; " + known["boxes"].format(
+            boxes=", ".join(f"{box['number']}: {box_in_text(box['box'])}" for box in boxes)
+        )
+    return KeyImage(picture, caption, _notes(heat, known), where)
+
+
+def _box(wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `box`, (x1, y1, x2, y2) as shares of width and height, and `number` of a box."""
+    x1, y1, x2, y2 = (min(max(float(value), 0.0), 1.0) for value in wanted["box"])
+    number = int(wanted["number"])
+    if not 1 <= number <= _HIGHEST_NUMBER:
+        raise ValueError
+    return {"box": [x1, y1, x2, y2], "number": number}
 
 
 def _slice(study: OpenStudy, wanted: Mapping[str, Any], known: Mapping[str, str], heat: HeatMap | None) -> KeyImage:
@@ -164,5 +184,11 @@ def _letter(picture: PIL.Image.Image, letters: Sequence[str]) -> None:
     across, down = picture.width // 2, picture.height // 2
     places = {"lm": (4, down), "rm": (picture.width - 4, down), "ma": (across, 4), "md": (across, picture.height - 4)}
     for (anchor, place), letter in zip(places.items(), letters, strict=True):
-        # A dark edge: a radiograph is bright at its edges.
-        draw.text(place, letter, fill=_TEXT_COLOR, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0))
+        _write(draw, place, letter, _TEXT_COLOR, anchor)
+
+
+def _write(
+    draw: PIL.ImageDraw.ImageDraw, place: tuple[float, float], text: str, color: tuple[int, int, int], anchor: str
+) -> None:
+    """Write text with a dark edge, since a radiograph may be bright below it."""
+    draw.text(place, text, fill=color, anchor=anchor, stroke_width=2, stroke_fill=(0, 0, 0))

@@ -192,6 +192,6 @@ export class ImageView extends View {
   }
 
   keyImages() {
-    return [{ boxes: this.boxes.map(({ box }) => box) }];
+    return [{ boxes: this.boxes.map(({ box, number }) => ({ box, number })) }];
   }
 }
