@@ -173,7 +173,7 @@ def test_references_are_cut_to_the_published_length(data, tmp_path):
         ({"data": {"slakee": {"source": "x", "benchmarks": ["slake-vqa"]}}}, "slake"),
         ({"data": {"slake": {"source": "x", "set": {"lang": "en"}, "benchmarks": ["slake-vqa"]}}}, "has no option 'lang'"),
         ({"data": {"slake": {"source": "x", "benchmarks": ["slake-vqa", "slake-vqa"]}}}, "named twice"),
-        ({"data": {"slake": {"source": "x"}}}, "data.slake.benchmarks: Field required"),
+        ({"data": {"slake": {"source": "x"}}}, "data.slake.benchmarks: this key is required"),
     ],
 )  # fmt: skip
 def test_mistakes_in_a_recipe_are_named(change, message, tmp_path):

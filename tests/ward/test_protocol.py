@@ -45,7 +45,7 @@ def test_protocol_is_read_from_yaml(tmp_path):
         ),
         (
             {"questions": [{**EFFUSION, "threshold": 1.5}]},
-            r"questions\[0\].threshold: .*less than or equal to 1 \(got 1.5\)",
+            r"questions\[0\].threshold: must be at most 1 \(got 1.5\)",
         ),
         ({"questions": [EFFUSION, EFFUSION]}, "two questions have the same name"),
         (

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from medmvl.errors import RecipeError, did_you_mean, shown
 from medmvl.files import PathLike, existing_file, load_yaml
+from medmvl.validation import allowed_and_given
 
 
 class Statements(BaseModel):
@@ -62,4 +63,4 @@ def read_statements(path: PathLike) -> Statements:
         return Statements(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        raise RecipeError(f"{file}: {'.'.join(map(str, first['loc']))}: {first['msg']}.") from error
+        raise RecipeError(f"{file}: {'.'.join(map(str, first['loc']))}: {allowed_and_given(first)}.") from error

@@ -19,6 +19,7 @@ from medmvl.files import PathLike, load_yaml
 from medmvl.training.recipe import PART_NAMES, STAGES, Recipe, StageSection
 from medmvl.training.recipe.other_names import hint_for
 from medmvl.training.recipe.stages import objective_of
+from medmvl.validation import allowed_and_given
 
 
 class _Loader(yaml.SafeLoader):
@@ -204,14 +205,9 @@ def _words(detail: ErrorDetails) -> str:
         if (hint := hint_for(str(location[-1]))) is not None:
             return f"{path}: unknown key. {hint}"
         return f"{path}: unknown key. {did_you_mean(str(location[-1]), _known_keys(location[:-1]))}"
-    message = detail["msg"].removeprefix("Value error, ")
-    if detail["type"] == "missing":
-        return f"{path}: this key is required."
     if detail["type"] == "literal_error" and location and location[-1] == "[key]":
         return f"{_path(location[:-1])}: unknown part. {did_you_mean(str(location[-2]), PART_NAMES)}"
-    came = detail["input"]
-    shown = f" (got {came!r})" if isinstance(came, str | int | float | bool | type(None)) else ""
-    return f"{path or 'top level'}: {message}{shown}."
+    return f"{path or 'top level'}: {allowed_and_given(detail)}."
 
 
 def _path(location: tuple[int | str, ...]) -> str:

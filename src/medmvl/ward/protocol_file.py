@@ -14,18 +14,12 @@ from pydantic_core import ErrorDetails
 
 from medmvl.errors import WardError, did_you_mean, listed
 from medmvl.files import PathLike, load_yaml
+from medmvl.validation import allowed
 from medmvl.ward.protocol import Protocol
 
 S = typing.TypeVar("S", bound=BaseModel)
 #: keys whose values are never shown, since a password could stand there by mistake
 _SECRET = ("password_env", "token_env")
-#: kinds of pydantic's errors -> our words
-_MESSAGES = {
-    "model_type": "must hold keys and values",
-    "list_type": "must be a list, such as [a, b]",
-    "too_short": "needs a list of at least {min_length}, not of {actual_length}",
-    "too_long": "takes a list of at most {max_length}, not of {actual_length}",
-}
 
 
 class _Loader(yaml.SafeLoader):
@@ -122,13 +116,11 @@ def _words(detail: ErrorDetails, root: type[BaseModel]) -> str:
     path = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in location).lstrip(".")
     if detail["type"] == "extra_forbidden":
         return f"{path}: unknown key. {did_you_mean(str(location[-1]), _known_keys(root, location[:-1]))}"
-    if detail["type"] == "missing":
-        return f"{path}: this key is required."
-    ours = _MESSAGES.get(detail["type"])
-    message = ours.format(**detail.get("ctx", {})) if ours else detail["msg"].removeprefix("Value error, ")
+    message = allowed(detail)
     if location != list(detail["loc"]) and detail["type"] in ("string_type", "model_type"):
         message = "must be a name, or a code with the keys value, scheme and meaning"
-    return f"{path or 'top level'}: {message}{_shown(detail['input'], location)}."
+    came = "" if detail["type"] == "missing" else _shown(detail["input"], location)
+    return f"{path or 'top level'}: {message}{came}."
 
 
 def _shown(came: Any, location: list[int | str]) -> str:

@@ -124,8 +124,8 @@ def _check_alike(series: Series) -> None:
     first = series.slices[0]
     if first.values.rescale.has_table:
         raise ImagingError(
-            f"{first.path} has a modality lookup table, which is not applied to volumes. Read its slices with "
-            "read_image, or convert the series to one with rescale slope and intercept."
+            f"{first.path} has a modality lookup table, which is not applied to volumes. Get the series "
+            "with rescale slope and intercept, or use its slices as single images, for which the table is applied."
         )
 
 

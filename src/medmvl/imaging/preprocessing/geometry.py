@@ -26,6 +26,7 @@ from medmvl.imaging.preprocessing.intensity import Intensity
 from medmvl.imaging.preprocessing.resample import Box, Grid, Resampling, foreground_box, resample, value_range
 from medmvl.imaging.volume import Volume, check_finite
 from medmvl.registry import Registry
+from medmvl.validation import allowed_and_given
 
 if TYPE_CHECKING:  # imported at first use: reading and describing geometries needs no torch, which takes seconds
     import torch
@@ -146,7 +147,10 @@ class Geometry(BaseModel):
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            where = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'geometry'}: {e['msg']}" for e in error.errors())
+            where = "; ".join(
+                f"{'.'.join(map(str, fault['loc'])) or 'geometry'}: {allowed_and_given(fault)}"
+                for fault in error.errors()
+            )
             raise GeometryError(f"Geometry {values.get('name', '')!r} is not possible: {where}.") from error
 
     def check_same(self, other: str, what: str) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from medmvl.serving.server.failures import RequestError
+from medmvl.validation import allowed
 
 #: Fields that change nothing here and are taken without an effect.
 _WITHOUT_EFFECT = {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
@@ -134,6 +135,6 @@ def parse(schema: type[_Schema], body: bytes) -> _Schema:
     try:
         return schema.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
+        first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "body"
-        raise RequestError(400, f"{where}: {first['msg']}.") from None
+        raise RequestError(400, f"{where}: {allowed(first)}.") from None
