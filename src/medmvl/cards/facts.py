@@ -66,7 +66,7 @@ class ModelFacts:
     @property
     def synthetic_bases(self) -> list[str]:
         """Names of bases, and of bases of these, that were trained on synthetic data."""
-        return [base.name for base in self.every_base if base.synthetic]
+        return [base.label for base in self.every_base if base.synthetic]
 
 
 def collect_facts(folder: Path) -> ModelFacts:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
@@ -49,7 +49,13 @@ class Base:
     bases: tuple[Base, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.version})" if self.version else self.name
+        return f"{self.label} ({self.version})" if self.version else self.label
+
+    @property
+    def label(self) -> str:
+        """The name for readers: the end of an absolute path, since the rest of it may name a person or a machine."""
+        path = PurePath(self.name)
+        return f"…/{'/'.join(path.parts[-2:])}" if path.is_absolute() else self.name
 
     @property
     def synthetic(self) -> bool:

@@ -67,7 +67,8 @@ def load_recipe(source: Recipe | PathLike | dict[str, Any], overrides: Iterable[
         name, values = "the recipe", source
     else:
         name, values = str(source), read_yaml(source)
-    return parse_recipe(apply_overrides(values, overrides), name)
+    settings = list(overrides)
+    return parse_recipe(apply_overrides(values, settings), f"{name} with these settings" if settings else name)
 
 
 def read_yaml(path: PathLike) -> dict[str, Any]:
