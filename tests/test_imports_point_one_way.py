@@ -39,6 +39,7 @@ BASE = {
     "progress_bar",
     "registry",
     "remote",
+    "validation",
 }
 
 #: Modules that one need not read to understand the rest; packages are entered through their `__init__` alone.

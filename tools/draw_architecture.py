@@ -51,6 +51,7 @@ BASE = {
     "progress_bar",
     "auto_classes",
     "remote",
+    "validation",
     "__main__",
 }
 

@@ -87,7 +87,7 @@ def test_merged_model_inherits_the_data_of_its_base(trained: tuple[Path, Path, t
     merge(folder, tmp_path / "merged", drawn)
     text = card_text(tmp_path / "merged")
     assert "- synthetic-data\n" in text
-    assert f"| Started from | {drawn} (SHA-256 of the weights " in text
+    assert f"| Started from | …/{tmp_path.name}/base (SHA-256 of the weights " in text
     assert read_prompts(tmp_path / "merged").synthetic
 
 

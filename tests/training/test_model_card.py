@@ -54,6 +54,11 @@ def checkpoint(recipe, tmp_path):
     return train(recipe({"max_steps": 1}), tmp_path / "run")
 
 
+def end_of(folder):
+    """Return an absolute path as cards show it."""
+    return f"…/{folder.parent.name}/{folder.name}"
+
+
 def call(*arguments):
     return CliRunner().invoke(app, ["checkpoint", *map(str, arguments)])
 
@@ -96,7 +101,7 @@ def test_base_is_named_with_the_hash_of_its_weights(card_of, tmp_path):
     base.mkdir()
     (base / "model.safetensors").write_bytes(b"weights")
     digest = hashlib.sha256(b"weights").hexdigest()
-    assert f"| Started from | {base} (SHA-256 of the weights {digest}) |" in card_of(base).text
+    assert f"| Started from | {end_of(base)} (SHA-256 of the weights {digest}) |" in card_of(base).text
     (base / "second.safetensors").write_bytes(b"more")
     listed = subprocess.run(["sha256sum", "model.safetensors", "second.safetensors"], cwd=base, capture_output=True)
     assert f"weights {hashlib.sha256(listed.stdout).hexdigest()})" in card_of(base).text
@@ -192,11 +197,6 @@ def test_license_and_title_come_from_the_converters_report(recipe, tmp_path, dat
     assert "**Synthetic phantoms are among its training data: the data set d.**" in text
 
 
-def end_of(folder):
-    """Return an absolute path as cards show it."""
-    return f"…/{folder.parent.name}/{folder.name}"
-
-
 def test_base_hands_its_synthetic_data_down(recipe, tmp_path, data_folder):
     drawn = shutil.copytree(data_folder, tmp_path / "drawn")
     write_note(drawn, "SLAKE")
@@ -241,10 +241,7 @@ def test_every_part_can_hand_data_down(tmp_path, part):
 def test_base_that_says_nothing_is_not_recorded(card_of, tmp_path):
     (tmp_path / "base").mkdir()
     card = card_of(tmp_path / "base")
-    assert (
-        f"| {tmp_path / 'base'} | not recorded | not recorded | not recorded | not recorded | not recorded |"
-        in card.text
-    )
+    assert f"| {end_of(tmp_path / 'base')} | {' | '.join(5 * ['not recorded'])} |" in card.text
     assert "synthetic-data" not in card.data.tags
 
 
