@@ -40,10 +40,10 @@ _ALLOWED = {
     "less_than": "must be below {lt}",
     "less_than_equal": "must be at most {le}",
     "literal_error": "must be {expected}",
-    "too_short": "must have at least {min_length} entries, not {actual_length}",
+    "too_short": "must have {min_length} or more entries, not {actual_length}",
     "too_long": "must have at most {max_length} entries, not {actual_length}",
     "string_pattern_mismatch": "must match the pattern {pattern}",
-    "string_too_short": "must have at least {min_length} characters",
+    "string_too_short": "must have {min_length} or more characters",
     "string_too_long": "must have at most {max_length} characters",
 }
 

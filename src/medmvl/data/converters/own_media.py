@@ -184,9 +184,9 @@ class MediaWriter:
         return Path(os.path.relpath(source, self._job.source)).as_posix()
 
     @property
-    def is_searched(self) -> bool:
-        """Whether the source is searched for media that no row names: False if there are rows with media and it is too large."""
-        return not self._kinds or not self._tree.is_too_large
+    def source_is_too_large(self) -> bool:
+        """Whether the source would be searched for media that no row names, and is too large for it."""
+        return bool(self._kinds) and self._tree.is_too_large
 
     @cached_property
     def _kinds(self) -> set[str]:

@@ -55,7 +55,7 @@ class SourceTree:
         most: files and folders up to which the source is searched; None for any number.
     """
 
-    def __init__(self, root: Path, out: Path, most: int | None = MOST_ENTRIES) -> None:
+    def __init__(self, root: Path, out: Path, most: int | None) -> None:
         self._root, self._out, self._most = root, out, most
 
     @property

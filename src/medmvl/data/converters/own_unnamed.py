@@ -28,7 +28,7 @@ def note_unnamed(job: Job, media: MediaWriter, finder: IdentityFinder, cells: It
         finder: reads the headers of DICOM files.
         cells: further cells that may name files, of columns that are not in use.
     """
-    if not media.is_searched:
+    if media.source_is_too_large:
         job.report.note(
             f"The source has more than {MOST_ENTRIES:,} files and folders and was not searched for images and series "
             "that no row names; --unnamed FILE searches it and lists them in FILE."

@@ -111,5 +111,8 @@ def boxes_in(text: str) -> list[dict[str, Any]]:
 
 
 def box_in_text(box: Sequence[float]) -> str:
-    """Return a box, (x1, y1, x2, y2) as shares of width and height, as answers write it."""
+    """Return a box, (x1, y1, x2, y2) as shares of width and height, as answers write it.
+
+    It is rounded, since the shares were read from hundredths; `data.converters.boxtext` truncates, as published data do.
+    """
     return "{" + "".join(f"<{round(100 * share)}>" for share in box) + "}"
